@@ -1,0 +1,60 @@
+"""Products of experts in JAX: p(x) = (1/Z) Π_k g_k(x | θ_k)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from poejax import (
+    chains,
+    diagnostics,
+    estimators,
+    evidence,
+    exact,
+    experts,
+    inference,
+    kernels,
+    models,
+    types,
+    units,
+)
+from poejax.product import Product, product
+
+if TYPE_CHECKING:
+    from poejax import checkpoint, datasets, plotting, testing, training
+
+__version__ = "0.1.0"
+
+# These import optax, orbax, matplotlib or data packages, so they load at first use.
+_LAZY = ("checkpoint", "datasets", "plotting", "testing", "training")
+
+__all__ = [
+    "Product",
+    "chains",
+    "checkpoint",
+    "datasets",
+    "diagnostics",
+    "estimators",
+    "evidence",
+    "exact",
+    "experts",
+    "inference",
+    "kernels",
+    "models",
+    "plotting",
+    "product",
+    "testing",
+    "training",
+    "types",
+    "units",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"poejax.{name}")
+    raise AttributeError(f"module 'poejax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,100 @@
+"""Errors raised before anything is compiled: each names the argument, what was expected, what came."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def is_concrete(*trees: Any) -> bool:
+    """Whether every leaf holds values that the host can look at (no tracer, no abstract shape)."""
+    return not any(
+        isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct))
+        for leaf in jax.tree.leaves(trees)
+    )
+
+
+def positive_int(name: str, value: Any) -> int:
+    """Return `value` if it is an integer of at least one."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+    return int(value)
+
+
+def fraction(name: str, value: float, *, open_top: bool = True) -> float:
+    """Return `value` if it lies in [0, 1), or in [0, 1] when `open_top` is False."""
+    if not (0.0 <= value < 1.0 or (value == 1.0 and not open_top)):
+        raise ValueError(f"{name}: expected a number in [0, 1{')' if open_top else ']'}, got {value}")
+    return float(value)
+
+
+def rng_key(name: str, value: Any) -> None:
+    """Require one typed key, `jax.random.key(seed)`."""
+    if not (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
+        raise TypeError(
+            f"{name}: expected a typed key from jax.random.key(seed), got {_describe(value)}"
+        )
+    if value.shape != ():
+        raise ValueError(f"{name}: expected one key, got keys of shape {value.shape}")
+
+
+def shape(name: str, value: Any, expected: tuple[int, ...], owner: Any) -> None:
+    """Require the exact shape of one event."""
+    found = jnp.shape(value)
+    if found != expected:
+        hint = ""
+        if found[-len(expected) :] == expected and len(found) > len(expected):
+            hint = "; functions take one event, use jax.vmap for a batch"
+        raise ValueError(f"{name}: expected shape {expected} for {owner}, got {found}{hint}")
+
+
+def leading_axis(name: str, tree: Any) -> int:
+    """Return the common, non-zero length of the leading axis of all leaves."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    lengths = {s[0] if s else None for s in shapes}
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(f"{name}: expected arrays with one common leading axis, got {shapes}")
+    (length,) = lengths
+    if length == 0:
+        raise ValueError(f"{name}: expected at least one row, got an empty batch of shape {shapes}")
+    assert isinstance(length, int)
+    return length
+
+
+def finite(name: str, tree: Any) -> None:
+    """Require finite values in every leaf that the host can look at; name the first that is not."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if is_concrete(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            if not bool(jnp.all(jnp.isfinite(leaf))):
+                raise ValueError(f"{name}{leaf_name(path)}: expected finite values, got NaN or inf")
+
+
+def same_structure(name: str, tree: Any, expected: Any) -> None:
+    """Require the tree structure and the leaf shapes of `expected`."""
+    found_leaves, expected_leaves = _shapes(tree), _shapes(expected)
+    for path in expected_leaves.keys() - found_leaves.keys():
+        raise ValueError(f"{name}: expected a leaf {path} of shape {expected_leaves[path]}, got none")
+    for path in found_leaves.keys() - expected_leaves.keys():
+        raise ValueError(f"{name}: got a leaf {path} that this model does not have")
+    for path, wanted in expected_leaves.items():
+        if found_leaves[path] != wanted:
+            raise ValueError(f"{name}{path}: expected shape {wanted}, got {found_leaves[path]}")
+
+
+def leaf_name(path: Any) -> str:
+    """Return the path of a leaf as it would be written in Python, e.g. ['hidden']['w']."""
+    return jax.tree_util.keystr(path)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {leaf_name(path): jnp.shape(leaf) for path, leaf in leaves}
+
+
+def _describe(value: Any) -> str:
+    if hasattr(value, "dtype"):
+        return f"an array of dtype {value.dtype} and shape {value.shape}"
+    return repr(value)

@@ -1,0 +1,117 @@
+"""Contrastive divergence and its persistent form."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from poejax import _checks, chains
+from poejax.estimators.common import contrast
+from poejax.kernels import block_gibbs
+from poejax.product import Product
+from poejax.types import Array, EstimatorInfo, Event, Kernel, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastiveDivergence:
+    """CD-k: the model's samples are the data after k steps of the kernel. Build with `cd`."""
+
+    model: Product
+    kernel: Kernel
+    num_steps: int
+
+    def init(self, rng_key: Array, params: Params, data: Event) -> tuple[()]:
+        """Return the empty state: chains start anew at every batch."""
+        del rng_key, params, data
+        return ()
+
+    def grad(
+        self, rng_key: Array, params: Params, state: tuple[()], batch: Event
+    ) -> tuple[Params, tuple[()], EstimatorInfo]:
+        """Estimate the gradient from a batch [B, ...]."""
+        init_key, run_key = jax.random.split(rng_key)
+        keys = chains.chain_keys(init_key, _checks.leading_axis("batch", batch))
+        starts = jax.vmap(self.kernel.init, in_axes=(0, None, 0))(keys, params, batch)
+        x_model = _advance(run_key, self.kernel, params, starts, self.num_steps).x
+        grads, info = contrast(self.model, params, batch, x_model)
+        return grads, state, info
+
+
+@dataclasses.dataclass(frozen=True)
+class PersistentContrastiveDivergence:
+    """PCD-k: the model's samples are chains that go on from update to update. Build with `pcd`."""
+
+    model: Product
+    num_chains: int
+    kernel: Kernel
+    num_steps: int
+
+    def init(self, rng_key: Array, params: Params, data: Event) -> Any:
+        """Start the chains at random rows of `data` [N, ...]."""
+        row_key, init_key = jax.random.split(rng_key)
+        num_rows = _checks.leading_axis("data", data)
+        rows = jax.random.randint(row_key, (self.num_chains,), 0, num_rows)
+        x = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
+        keys = chains.chain_keys(init_key, self.num_chains)
+        return jax.vmap(self.kernel.init, in_axes=(0, None, 0))(keys, params, x)
+
+    def grad(
+        self, rng_key: Array, params: Params, state: Any, batch: Event
+    ) -> tuple[Params, Any, EstimatorInfo]:
+        """Advance the chains under the current params and contrast them with the batch [B, ...]."""
+        state = _advance(rng_key, self.kernel, params, state, self.num_steps)
+        grads, info = contrast(self.model, params, batch, state.x)
+        return grads, state, info
+
+
+def cd(
+    model: Product, kernel: Kernel | None = None, num_steps: int = 1
+) -> ContrastiveDivergence:
+    """Contrastive divergence: chains of k steps from the data.
+
+    grad = -E_data[∂ log f] + E_{T^k data}[∂ log f]; biased, low variance, exact as k → ∞.
+
+    Args:
+      model: the product.
+      kernel: transition kernel; block Gibbs when None.
+      num_steps: k >= 1.
+
+    Source: Hinton (2002), section 3.
+    """
+    return ContrastiveDivergence(
+        model, kernel or block_gibbs(model), _checks.positive_int("num_steps", num_steps)
+    )
+
+
+def pcd(
+    model: Product, num_chains: int, kernel: Kernel | None = None, num_steps: int = 1
+) -> PersistentContrastiveDivergence:
+    """Persistent contrastive divergence (stochastic maximum likelihood).
+
+    grad = -E_data[∂ log f] + mean over chains of ∂ log f; unbiased if the chains are at equilibrium.
+
+    Args:
+      model: the product.
+      num_chains: number of persistent chains.
+      kernel: transition kernel; block Gibbs when None.
+      num_steps: steps of every chain per update.
+
+    Source: Younes (1989); Tieleman (2008).
+    """
+    return PersistentContrastiveDivergence(
+        model,
+        _checks.positive_int("num_chains", num_chains),
+        kernel or block_gibbs(model),
+        _checks.positive_int("num_steps", num_steps),
+    )
+
+
+def _advance(rng_key: Array, kernel: Kernel, params: Params, states: Any, num_steps: int) -> Any:
+    def body(states: Any, index: Array) -> tuple[Any, None]:
+        key = jax.random.fold_in(rng_key, index)
+        return chains.step_all(key, kernel, params, states)[0], None
+
+    return jax.lax.scan(body, states, jnp.arange(num_steps))[0]

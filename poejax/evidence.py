@@ -1,0 +1,304 @@
+"""Evidence of models too large to enumerate: annealed importance sampling from a proper base."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from poejax import _checks, chains
+from poejax.experts import Bias
+from poejax.kernels import block_gibbs
+from poejax.product import Product, product
+from poejax.types import Array, Event, Kernel, Params
+
+KernelFactory = Callable[[Product], Kernel]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["params", "log_z"], meta_fields=["model"]
+)
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A normalised start of the annealing path: a product without latents, and its log Z."""
+
+    model: Product
+    params: Params
+    log_z: Array
+
+    def sample(self, rng_key: Array) -> Event:
+        """Draw one exact event."""
+        return self.model.sample_visible(rng_key, self.params, {name: () for name in self.params})
+
+
+class LogZ(NamedTuple):
+    """An estimate of log Z in nats. The interval is a confidence interval, not a bound.
+
+    log_z: log of the mean weight; its expectation is below log Z (Jensen), by about std_err²/2.
+    std_err: standard error of log_z, sd(weights) / (mean(weights) sqrt(num_chains)).
+    ess: effective sample size (Σw)²/Σw², in [1, num_chains].
+    ci_low, ci_high: 95 % confidence interval, log_z ± 1.96 std_err.
+    log_weights: [num_chains], their log mean exp is log_z.
+    """
+
+    log_z: Array
+    std_err: Array
+    ess: Array
+    ci_low: Array
+    ci_high: Array
+    log_weights: Array
+
+
+class LogLikelihood(NamedTuple):
+    """Mean log-likelihood of a batch, nats per example, with the 95 % interval of log Z's estimate.
+
+    ess: effective sample size of log Z, NaN where log Z was given as a number.
+    values: each example's log-likelihood at the point estimate of log Z, [N].
+    """
+
+    mean: Array
+    ci_low: Array
+    ci_high: Array
+    ess: Array
+    values: Array
+
+
+class AISState(NamedTuple):
+    """A run in progress; saved and restored, it goes on as if it had not stopped."""
+
+    step: Array
+    chains: Any
+    log_weights: Array
+    rng_key: Array
+
+
+def base_rate(model: Product, data: Event, smoothing: float = 0.05) -> Base:
+    """Independent units with the data's means: a base for annealing that is close to the data.
+
+    Args:
+      model: the model whose evidence is wanted; only its visible units are used.
+      data: batch of events [N, ...].
+      smoothing: in (0, 1), share of the uniform distribution mixed in (discrete units) or relative
+        increase of the variance (real units), so that the base is broader than the data.
+
+    Returns:
+      The base, with exact sampler and log Z.
+
+    Raises:
+      ValueError: if `data` is empty or holds no events of the visible units.
+
+    Source: Salakhutdinov & Murray (2008), section 4, with symmetric smoothing.
+    """
+    visible = model.visible
+    visible.check("data", data)
+    if not 0 < smoothing < 1:
+        raise ValueError(f"smoothing: expected a number in (0, 1), got {smoothing}")
+    params = {"bias": {"field": visible.fit_field(data, smoothing)}}
+    _checks.finite("data: base rate of a site without variance, ", params)
+    base_model = product(visible, bias=Bias(visible))
+    log_z = visible.log_partition(visible.field(params["bias"]["field"]))
+    return Base(base_model, params, log_z)
+
+
+def linear_betas(num_steps: int) -> Array:
+    """Return `num_steps` + 1 equally spaced inverse temperatures from 0 to 1."""
+    return jnp.linspace(0.0, 1.0, _checks.positive_int("num_steps", num_steps) + 1)
+
+
+def salakhutdinov_murray_betas() -> Array:
+    """Return the 14,501 inverse temperatures 0:1e-3:0.5, 0.5:1e-4:0.9, 0.9:1e-5:1.
+
+    Source: Salakhutdinov & Murray (2008), section 5.
+    """
+    pieces = [np.linspace(0, 0.5, 501)[:-1], np.linspace(0.5, 0.9, 4001)[:-1]]
+    return jnp.asarray(np.concatenate([*pieces, np.linspace(0.9, 1.0, 10_001)]))
+
+
+def ais(
+    rng_key: Array,
+    model: Product,
+    params: Params,
+    base: Base,
+    betas: Array,
+    num_chains: int,
+    kernel: KernelFactory | None = None,
+) -> LogZ:
+    """Estimate log Z by annealed importance sampling over a batch of chains.
+
+    f_β(x) = base(x)^(1-β) temper(model, β)(x),
+    log w = log Z_0 + Σ_t [log f_{β_t}(x_{t-1}) - log f_{β_{t-1}}(x_{t-1})],  x_t ~ T_{β_t}(x_{t-1}).
+
+    The path is itself a product of experts, base times model, sampled by the same kernel. The
+    weights are unbiased for Z; `ais_init`, `ais_steps` and `ais_result` do the same in pieces.
+
+    Args:
+      rng_key: one typed key.
+      model: the product.
+      params: its parameters.
+      base: a proper base, e.g. from `base_rate`.
+      betas: inverse temperatures from 0 to 1, not decreasing, [T + 1].
+      num_chains: number of independent chains, at least 2 for a standard error.
+      kernel: builds the transition kernel from the path's product; `block_gibbs` when None.
+
+    Returns:
+      LogZ, with standard error, effective sample size, 95 % interval and log weights.
+
+    Raises:
+      ValueError: if `betas` is no path from 0 to 1, or params, base and model do not fit.
+
+    Source: Neal (2001); Salakhutdinov & Murray (2008), section 3.
+    """
+    state = ais_init(rng_key, model, params, base, betas, num_chains)
+    num_steps = jnp.shape(betas)[0] - 1
+    return ais_result(ais_steps(state, model, params, base, betas, num_steps, kernel))
+
+
+def ais_init(
+    rng_key: Array, model: Product, params: Params, base: Base, betas: Array, num_chains: int
+) -> AISState:
+    """Draw the chains from the base; arguments as in `ais`."""
+    _checks.rng_key("rng_key", rng_key)
+    if _checks.positive_int("num_chains", num_chains) < 2:
+        raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
+    if base.model.visible != model.visible:
+        raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
+    model.check_params(params)
+    _check_betas(betas)
+    return _ais_init(rng_key, model, params, base, num_chains)
+
+
+def ais_steps(
+    state: AISState,
+    model: Product,
+    params: Params,
+    base: Base,
+    betas: Array,
+    num_steps: int | Array,
+    kernel: KernelFactory | None = None,
+) -> AISState:
+    """Advance a run by up to `num_steps` temperatures; another number of steps compiles nothing."""
+    return _ais_steps(state, model, params, base, jnp.asarray(betas), num_steps, kernel or block_gibbs)
+
+
+def ais_result(state: AISState) -> LogZ:
+    """Summarise the weights of a run that has come to β = 1."""
+    log_w = state.log_weights
+    num_chains = log_w.shape[0]
+    log_z = jax.nn.logsumexp(log_w) - jnp.log(num_chains)
+    relative = jnp.exp(log_w - log_z)  # weights over their mean
+    std_err = jnp.std(relative, ddof=1) / jnp.sqrt(num_chains)
+    ess = num_chains / jnp.mean(relative**2)
+    return LogZ(log_z, std_err, ess, log_z - 1.96 * std_err, log_z + 1.96 * std_err, log_w)
+
+
+def log_likelihood(
+    model: Product, params: Params, x: Event, log_z: LogZ | Array | float
+) -> LogLikelihood:
+    """Mean log-likelihood of a batch `x` [N, ...], in nats per example.
+
+    Args:
+      model: the product.
+      params: its parameters.
+      x: batch of events.
+      log_z: LogZ from `ais`, whose interval is passed on, or an exact value, with no width.
+
+    Returns:
+      LogLikelihood. Its interval covers the error of log Z only, not the choice of the examples.
+
+    Raises:
+      ValueError: if `x` is empty or holds no events of the visible units.
+    """
+    model.visible.check("x", x)
+    model.check_params(params)
+    density = _log_densities(model, params, x)
+    mean = jnp.mean(density)
+    if not isinstance(log_z, LogZ):
+        value = mean - log_z
+        return LogLikelihood(value, value, value, jnp.asarray(jnp.nan), density - log_z)
+    return LogLikelihood(
+        mean - log_z.log_z,
+        mean - log_z.ci_high,
+        mean - log_z.ci_low,
+        log_z.ess,
+        density - log_z.log_z,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _log_densities(model: Product, params: Params, x: Event) -> Array:
+    return jax.vmap(model.log_density, in_axes=(None, 0))(params, x)
+
+
+def _path(model: Product, base: Base) -> Product:
+    return product(model.visible, base=base.model, target=model)
+
+
+def _path_params(path: Product, params: Params, base: Base, beta: Array) -> Params:
+    base_model, model = path.experts["base"], path.experts["target"]
+    return {
+        "base": base_model.temper(base.params, 1 - beta),
+        "target": model.temper(params, beta),
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_chains"))
+def _ais_init(
+    rng_key: Array, model: Product, params: Params, base: Base, num_chains: int
+) -> AISState:
+    base_key, run_key = jax.random.split(rng_key)
+    x = jax.vmap(base.sample)(chains.chain_keys(base_key, num_chains))
+    kernel = block_gibbs(_path(model, base))
+    states = jax.vmap(lambda x: kernel.init(run_key, params, x))(x)
+    # Tempering to β = 0 leaves constants: the model's at the start (H log 2 for binary hidden
+    # units) multiply Z_0, the base's at the end would multiply Z.
+    start = jax.tree.map(lambda leaf: leaf[0], x)
+    left_at_start = jnp.sum(model.log_factors(model.temper(params, 0.0), start))
+    left_at_end = jnp.sum(base.model.log_factors(base.model.temper(base.params, 0.0), start))
+    log_z_0 = base.log_z + left_at_start - left_at_end
+    return AISState(jnp.zeros((), jnp.int32), states, jnp.full(num_chains, log_z_0), run_key)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "make_kernel"))
+def _ais_steps(
+    state: AISState,
+    model: Product,
+    params: Params,
+    base: Base,
+    betas: Array,
+    num_steps: Array,
+    make_kernel: KernelFactory,
+) -> AISState:
+    path = _path(model, base)
+    kernel = make_kernel(path)
+
+    def body(index: Array, state: AISState) -> AISState:
+        old = _path_params(path, params, base, betas[index])
+        new = _path_params(path, params, base, betas[index + 1])
+        # Differences before sums: the factors are large, their increments small.
+        increments = jax.vmap(
+            lambda x: jnp.sum(path.log_factors(new, x) - path.log_factors(old, x))
+        )(state.chains.x)
+        step_key = jax.random.fold_in(state.rng_key, index)
+        states, _ = chains.step_all(step_key, kernel, new, state.chains)
+        log_weights = (state.log_weights + increments).astype(state.log_weights.dtype)
+        return AISState(index + 1, states, log_weights, state.rng_key)
+
+    last = jnp.minimum(state.step + num_steps, betas.shape[0] - 1).astype(state.step.dtype)
+    return jax.lax.fori_loop(state.step, last, body, state)
+
+
+def _check_betas(betas: Array) -> None:
+    if jnp.ndim(betas) != 1 or jnp.shape(betas)[0] < 2:
+        raise ValueError(f"betas: expected shape (T + 1,), T >= 1, got {jnp.shape(betas)}")
+    if _checks.is_concrete(betas):
+        values = np.asarray(betas)
+        if values[0] != 0 or values[-1] != 1 or not np.all(np.diff(values) >= 0):
+            raise ValueError(
+                f"betas: expected to rise from 0 to 1, got {values[0]} ... {values[-1]}"
+                f"{'' if np.all(np.diff(values) >= 0) else ', not monotone'}"
+            )

@@ -1,0 +1,88 @@
+"""What every expert states: f(x) = ∫ exp(<field(z), t(x)> + g(z)) dz."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+
+import jax.numpy as jnp
+
+from poejax.types import Array, Event, Field, Latent, Params
+from poejax.units import Unit
+
+
+@dataclasses.dataclass(frozen=True)
+class Expert(abc.ABC):
+    """A factor of a product over the `visible` units, with latents of its own or none.
+
+    Instances hold static configuration only; they hash and compare by value. Methods are pure
+    functions of `params` and take one event; use `jax.vmap` for batches. A family states `init`,
+    `log_factors`, its latents and the field they add; the joint density follows.
+    """
+
+    visible: Unit
+
+    @property
+    @abc.abstractmethod
+    def num_factors(self) -> int:
+        """Number K of factors, the length of `log_factors`."""
+
+    @property
+    def num_latent_states(self) -> int | None:
+        """Number of latent configurations, 1 without latents, None for continuous latents."""
+        return 1
+
+    @abc.abstractmethod
+    def init(self, rng_key: Array) -> Params:
+        """Draw initial parameters."""
+
+    @abc.abstractmethod
+    def log_factors(self, params: Params, x: Event) -> Array:
+        """Return each factor's own vote log f_k(x), [K]."""
+
+    def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
+        """Return <field(z), t(x)> + g(z), whose integral over z is exp Σ_k log_factors."""
+        field = self.visible_field(params, z)
+        return self.visible.inner(field, x) + self.latent_log_weight(params, z)
+
+    def latent_log_weight(self, params: Params, z: Latent) -> Array:
+        """Return g(z), the part of the joint log density that does not see x."""
+        del params, z
+        return jnp.zeros(())
+
+    def latent_state_at(self, index: Array) -> Latent:
+        """Return the latent configuration number `index` in [0, num_latent_states)."""
+        del index
+        return ()
+
+    def sample_latent(self, rng_key: Array, params: Params, x: Event) -> Latent:
+        """Draw z from p(z | x)."""
+        del rng_key, params, x
+        return ()
+
+    def latent_mean(self, params: Params, x: Event) -> Latent:
+        """Return E[z | x]."""
+        del params, x
+        return ()
+
+    @abc.abstractmethod
+    def visible_field(self, params: Params, z: Latent) -> Field:
+        """Return the natural parameters that z adds to the visible units."""
+
+    @abc.abstractmethod
+    def temper(self, params: Params, beta: Array | float) -> Params:
+        """Return parameters at inverse temperature `beta`: 1 is the identity, 0 constant in x.
+
+        `beta` becomes a scalar leaf that multiplies pre-activations, never a scaled copy of the
+        weights, so that many temperatures share one matrix product.
+        """
+
+
+def set_beta(params: Params, beta: Array | float) -> Params:
+    """Return `params` with the leaf `beta` multiplied in."""
+    return params | {"beta": params["beta"] * beta if "beta" in params else jnp.asarray(beta)}
+
+
+def get_beta(params: Params) -> Array | float:
+    """Return the inverse temperature of `params`, 1 unless tempered."""
+    return params.get("beta", 1.0)

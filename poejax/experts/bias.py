@@ -1,0 +1,35 @@
+"""The simplest expert: a fixed field on the visible units."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from poejax.experts.base import Expert, get_beta, set_beta
+from poejax.types import Array, Event, Field, Latent, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Bias(Expert):
+    """log f(x) = <a, t(x)>; it has no latents and adds the field a.
+
+    Params: {"field": free parameters of a field}, for Bernoulli units an array [D], for
+    GaussianDiag units {"linear", "log_precision"}. All zero (unit precision) at init.
+    """
+
+    @property
+    def num_factors(self) -> int:
+        return 1
+
+    def init(self, rng_key: Array) -> Params:
+        del rng_key
+        return {"field": self.visible.init_field()}
+
+    def log_factors(self, params: Params, x: Event) -> Array:
+        return self.visible.inner(self.visible_field(params, ()), x)[None]
+
+    def visible_field(self, params: Params, z: Latent) -> Field:
+        del z
+        return self.visible.scale(self.visible.field(params["field"]), get_beta(params))
+
+    def temper(self, params: Params, beta: Array | float) -> Params:
+        return set_beta(params, beta)

@@ -1,0 +1,98 @@
+"""A bank of hidden units coupled to the visible ones by a weight matrix: the RBM's experts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from poejax.experts.base import Expert, get_beta, set_beta
+from poejax.types import Array, Event, Field, Latent, Params
+from poejax.units import Unit
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenBank(Expert):
+    """Hidden units z, one expert each: log f_j(x) = A_hidden(b + t(x)ᵀW)_j.
+
+    For binary hidden units log f_j(x) = softplus(w_jᵀx + b_j), the expert 1 + exp(w_jᵀx + b_j):
+    large where w_jᵀx + b_j > 0, and 0 where the expert withdraws. Given x the hidden units are
+    independent with field b + t(x)ᵀW; given z they add the field W z.
+
+    Params: {"w": [M, N], "b": field of the hidden units}, with M and N the lengths of the linear
+    statistics of visible and hidden units; w ~ N(0, init_scale²) and b = 0 at init.
+
+    Args:
+      visible: the visible units.
+      hidden: hidden units with a proper base measure: Bernoulli, Spin, Categorical,
+        StandardGaussian, or a Joint of these.
+      init_scale: standard deviation of the initial weights; 0.01 as in Hinton (2010), section 8.
+      compute_dtype: dtype of the matrix products, e.g. "bfloat16"; they accumulate, and
+        everything else runs, in at least float32.
+
+    Source: Smolensky (1986), Hinton (2002); Welling, Rosen-Zvi & Hinton (2004) for general units.
+    """
+
+    hidden: Unit
+    init_scale: float = 0.01
+    compute_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.hidden.has_proper_base:
+            raise ValueError(
+                f"hidden: expected units with a proper base measure, got {self.hidden}; "
+                "for real hidden units use StandardGaussian"
+            )
+
+    @property
+    def num_factors(self) -> int:
+        return self.hidden.num_sites
+
+    @property
+    def num_latent_states(self) -> int | None:
+        return self.hidden.num_states
+
+    def init(self, rng_key: Array) -> Params:
+        shape = (self.visible.num_linear, self.hidden.num_linear)
+        w = self.init_scale * jax.random.normal(rng_key, shape)
+        return {"w": w, "b": self.hidden.init_field()}
+
+    def latent_field(self, params: Params, x: Event) -> Field:
+        """Return the field of the hidden units given x, beta (b + t(x)ᵀW)."""
+        pre = self._matmul(self.visible.linear_statistic(x), params["w"])
+        hidden = self.hidden
+        field = hidden.combine([hidden.field(params["b"]), hidden.linear_field(pre)])
+        return hidden.scale(field, get_beta(params))
+
+    def log_factors(self, params: Params, x: Event) -> Array:
+        return self.hidden.log_partitions(self.latent_field(params, x))
+
+    def latent_log_weight(self, params: Params, z: Latent) -> Array:
+        bias = self.hidden.inner(self.hidden.field(params["b"]), z)
+        return get_beta(params) * bias + self.hidden.log_base(z)
+
+    def latent_state_at(self, index: Array) -> Latent:
+        return self.hidden.state_at(index)
+
+    def sample_latent(self, rng_key: Array, params: Params, x: Event) -> Latent:
+        return self.hidden.sample(rng_key, self.latent_field(params, x))
+
+    def latent_mean(self, params: Params, x: Event) -> Latent:
+        return self.hidden.mean(self.latent_field(params, x))
+
+    def visible_field(self, params: Params, z: Latent) -> Field:
+        v = self._matmul(self.hidden.linear_statistic(z), params["w"].T)
+        return self.visible.linear_field(get_beta(params) * v)
+
+    def temper(self, params: Params, beta: Array | float) -> Params:
+        return set_beta(params, beta)
+
+    def _matmul(self, v: Array, w: Array) -> Array:
+        kwargs: dict[str, Any] = {}
+        if self.compute_dtype is not None:
+            # Sampling in a low dtype would bias rare events, so products come back in float32.
+            v, w = v.astype(self.compute_dtype), w.astype(self.compute_dtype)
+            kwargs["preferred_element_type"] = jnp.float32
+        return jnp.matmul(v, w, **kwargs)

@@ -1,0 +1,95 @@
+"""Named models: products of a few lines."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from poejax import _checks
+from poejax.experts import Bias, HiddenBank
+from poejax.product import Product, product
+from poejax.types import Array, Params
+from poejax.units import Bernoulli, GaussianDiag
+
+
+def rbm(num_visible: int, num_hidden: int, visible_bias: bool = True) -> Product:
+    """Binary restricted Boltzmann machine: a product of experts 1 + exp(w_jᵀx + b_j).
+
+    log p(x) = aᵀx + Σ_j softplus(w_jᵀx + b_j) - log Z
+
+    Args:
+      num_visible: number D of visible units in {0, 1}.
+      num_hidden: number H of hidden units in {0, 1}.
+      visible_bias: whether to include the expert exp(aᵀx).
+
+    Returns:
+      Product with params {"bias": {"field": [D]}, "hidden": {"w": [D, H], "b": [H]}}.
+
+    Source: Smolensky (1986); Hinton (2002), section 4.
+    """
+    visible = Bernoulli(num_visible)
+    hidden = HiddenBank(visible, Bernoulli(num_hidden))
+    if not visible_bias:
+        return product(visible, hidden=hidden)
+    return product(visible, bias=Bias(visible), hidden=hidden)
+
+
+def gaussian_rbm(num_visible: int, num_hidden: int) -> Product:
+    """RBM with real visible and binary hidden units.
+
+    log p(x) = aᵀx - ½ Σ_i λ_i x_i² + Σ_j softplus(w_jᵀx + b_j) - log Z, λ_i = exp(log_precision_i)
+
+    Args:
+      num_visible: number D of real visible units.
+      num_hidden: number H of hidden units in {0, 1}.
+
+    Returns:
+      Product with params {"bias": {"field": {"linear": [D], "log_precision": [D]}},
+      "hidden": {"w": [D, H], "b": [H]}}.
+    """
+    visible = GaussianDiag(num_visible)
+    hidden = HiddenBank(visible, Bernoulli(num_hidden))
+    return product(visible, bias=Bias(visible), hidden=hidden)
+
+
+def rbm_from_log_probs(log_probs: Array) -> tuple[Product, Params]:
+    """Build an RBM with a prescribed distribution: one softplus expert per corner of the cube.
+
+    The expert of corner c has w = α (2c - 1) and is on at c only: it multiplies p(c) by
+    1 + exp(v_c) = S exp(log_probs_c), and leaves the other corners alone as α grows. Corners
+    rarer than about 1e-7 of the likeliest come out as rare as that.
+
+    Args:
+      log_probs: log probabilities of {0, 1}^d, [2^d]; entry i belongs to the corner whose bit k is
+        (i >> k) & 1. Need not be normalised; -inf is allowed.
+
+    Returns:
+      `(model, params)`, an RBM without visible bias with 2^d hidden units.
+
+    Raises:
+      ValueError: if the length is no power of two, or no entry is finite, or any is NaN or +inf.
+
+    Source: the idea of Le Roux & Bengio (2008), Theorem 2, without its induction.
+    """
+    log_probs = jnp.asarray(log_probs, jnp.result_type(float))
+    num_corners = log_probs.size
+    if log_probs.ndim != 1 or num_corners < 2 or num_corners & (num_corners - 1):
+        raise ValueError(f"log_probs: expected shape (2**d,), d >= 1, got {log_probs.shape}")
+    if _checks.is_concrete(log_probs) and not bool(
+        jnp.all(log_probs < jnp.inf) & jnp.any(log_probs > -jnp.inf)
+    ):
+        raise ValueError("log_probs: expected values below +inf, at least one finite, got others")
+    dim = num_corners.bit_length() - 1
+    model = rbm(dim, num_corners, visible_bias=False)
+
+    floor = jnp.maximum(jnp.min(log_probs), jnp.max(log_probs) - math.log(1e7 * num_corners))
+    t = jnp.maximum(log_probs - floor + math.log(2.0), 0.0)  # log of the factor at its own corner
+    v = t + jnp.log(-jnp.expm1(-jnp.maximum(t, 1e-6)))
+    # At every other corner an expert is at most exp(max v - α) away from one; all 2^d of them
+    # together stay below 1e-7.
+    alpha = jnp.ceil(jnp.max(v) + dim * math.log(2.0) + 16.0)
+    corners = jax.vmap(model.visible.state_at)(jnp.arange(num_corners))
+    w = alpha * (2 * corners - 1)
+    return model, {"hidden": {"w": w.T, "b": v - alpha * corners.sum(axis=1)}}

@@ -1,0 +1,8 @@
+"""Exponential families of one block of units."""
+
+from poejax.units.base import Unit
+from poejax.units.discrete import Bernoulli, Categorical, Spin
+from poejax.units.gaussian import GaussianDiag, StandardGaussian
+from poejax.units.joint import Joint
+
+__all__ = ["Bernoulli", "Categorical", "GaussianDiag", "Joint", "Spin", "StandardGaussian", "Unit"]

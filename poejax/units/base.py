@@ -1,0 +1,221 @@
+"""What every block of units states: an exponential family p(x | field) ∝ h(x) exp<field, t(x)>."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from poejax import _checks
+from poejax.types import Array, Event, Field, Params, PyTree
+
+
+def as_float(x: Array) -> Array:
+    """Return `x` in a floating dtype: events may be stored as bool or small integers."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit(abc.ABC):
+    """A block of units that are independent given their field.
+
+    p(x | field) = h(x) exp(<field, t(x)> - A(field)). Instances hold sizes only; they hash and
+    compare by value. Every method takes one event; use `jax.vmap` for batches.
+    """
+
+    @property
+    @abc.abstractmethod
+    def event_shape(self) -> PyTree:
+        """Shape of one event; a dict of shapes for a joint block."""
+
+    @property
+    @abc.abstractmethod
+    def num_sites(self) -> int:
+        """Number of independent units."""
+
+    @property
+    @abc.abstractmethod
+    def num_linear(self) -> int:
+        """Length M of the linear statistic, the number of rows of a weight matrix."""
+
+    @property
+    @abc.abstractmethod
+    def num_states(self) -> int | None:
+        """Number of distinct events; None for continuous units."""
+
+    @property
+    @abc.abstractmethod
+    def has_proper_base(self) -> bool:
+        """Whether ∫ h(x) dx is finite, so that the block is normalised at field zero."""
+
+    def states(self) -> Event:
+        """Return all events, [num_states, ...]; for small discrete blocks."""
+        if self.num_states is None:
+            raise ValueError(f"states: {self} is continuous and cannot be enumerated")
+        if self.num_states > 2**24:
+            raise ValueError(f"states: {self} has {self.num_states} states; use state_at in chunks")
+        return jax.vmap(self.state_at)(jnp.arange(self.num_states))
+
+    @abc.abstractmethod
+    def state_at(self, index: Array) -> Event:
+        """Return the event number `index` in [0, num_states)."""
+
+    @abc.abstractmethod
+    def linear_statistic(self, x: Event) -> Array:
+        """Return the part of t(x) that weight matrices couple to, [M]."""
+
+    @abc.abstractmethod
+    def linear_field(self, v: Array) -> Field:
+        """Return the field whose inner product with t(x) is vᵀ linear_statistic(x)."""
+
+    @abc.abstractmethod
+    def init_field(self) -> Params:
+        """Return free parameters of a field: zero linear part, unit precision where there is one."""
+
+    @abc.abstractmethod
+    def field(self, params: Params) -> Field:
+        """Return the field of free parameters (log precisions become precisions)."""
+
+    @abc.abstractmethod
+    def linear_part(self, params: Params) -> Array:
+        """Return the linear part of a field's free parameters (or of their gradient), [M]."""
+
+    @abc.abstractmethod
+    def shift_linear(self, params: Params, v: Array) -> Params:
+        """Return the free parameters with `v` [M] added to the linear part."""
+
+    @abc.abstractmethod
+    def fit_field(self, x: Event, smoothing: float) -> Params:
+        """Return free parameters whose mean is that of the batch `x` [N, ...], smoothed.
+
+        `smoothing` in [0, 1] is the share given to the uniform distribution (discrete), or added
+        to the variance as a fraction of it (continuous), so that no site is certain.
+        """
+
+    def log_base(self, x: Event) -> Array:
+        """Return log h(x), zero unless the family says otherwise."""
+        del x
+        return jnp.zeros(())
+
+    @abc.abstractmethod
+    def inner(self, field: Field, x: Event) -> Array:
+        """Return <field, t(x)>."""
+
+    def combine(self, fields: Sequence[Field]) -> Field:
+        """Return the field of a product: fields add."""
+        if not fields:
+            return self.linear_field(jnp.zeros(self.num_linear))
+        return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *fields)
+
+    def scale(self, field: Field, beta: Array | float) -> Field:
+        """Return the field at inverse temperature `beta`."""
+        return jax.tree.map(lambda leaf: beta * leaf, field)
+
+    @abc.abstractmethod
+    def log_partitions(self, field: Field) -> Array:
+        """Return A(field) of each unit, [num_sites]; +inf where it cannot be normalised."""
+
+    def log_partition(self, field: Field) -> Array:
+        """Return A(field) = log ∫ h(x) exp<field, t(x)> dx."""
+        return jnp.sum(self.log_partitions(field))
+
+    @abc.abstractmethod
+    def mean(self, field: Field) -> Event:
+        """Return E[x | field], shaped as an event."""
+
+    @abc.abstractmethod
+    def sample(self, rng_key: Array, field: Field) -> Event:
+        """Draw one event from p(x | field)."""
+
+    def sample_clamped(self, rng_key: Array, field: Field, x: Event, mask: PyTree) -> Event:
+        """Draw the sites where `mask` [num_sites] is False given that the others keep `x`.
+
+        Units that are independent given the field may simply be overwritten.
+        """
+        drawn = self.sample(rng_key, field)
+        return jnp.where(_per_site(mask, x), x, drawn)
+
+    def random_event(self, rng_key: Array) -> Event:
+        """Draw a random start: the unit at field zero (and unit precision)."""
+        return self.sample(rng_key, self.field(self.init_field()))
+
+    @abc.abstractmethod
+    def check(self, name: str, x: Event) -> None:
+        """Raise ValueError unless the batch `x` [N, ...] holds finite events of this block."""
+
+    def check_mask(self, name: str, mask: PyTree) -> None:
+        """Raise unless `mask` is boolean with one entry per site."""
+        if jnp.result_type(mask) != jnp.bool_:
+            raise TypeError(f"{name}: expected a boolean mask, got dtype {jnp.result_type(mask)}")
+        _checks.shape(name, mask, (self.num_sites,), self)
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorUnit(Unit):
+    """A block whose event is one vector of `size` numbers and whose linear statistic is itself."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        _checks.positive_int("size", self.size)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.size,)
+
+    @property
+    def num_sites(self) -> int:
+        return self.size
+
+    @property
+    def num_linear(self) -> int:
+        return self.size
+
+    def linear_statistic(self, x: Event) -> Array:
+        _checks.shape("x", x, self.event_shape, self)
+        return as_float(x)
+
+    def linear_field(self, v: Array) -> Field:
+        return v
+
+    def init_field(self) -> Params:
+        return jnp.zeros(self.size)
+
+    def field(self, params: Params) -> Field:
+        return params
+
+    def linear_part(self, params: Params) -> Array:
+        return params
+
+    def shift_linear(self, params: Params, v: Array) -> Params:
+        return params + v
+
+    def inner(self, field: Field, x: Event) -> Array:
+        return jnp.vdot(field, self.linear_statistic(x))
+
+
+def check_batch(name: str, x: Event, event_shape: tuple[int, ...], owner: Unit) -> None:
+    """Raise unless `x` is a non-empty finite batch [N, *event_shape]."""
+    found = jnp.shape(x)
+    if found[1:] != event_shape or len(found) != len(event_shape) + 1:
+        wanted = ", ".join(["N", *map(str, event_shape)])
+        raise ValueError(f"{name}: expected shape ({wanted}) for {owner}, got {found}")
+    _checks.leading_axis(name, x)
+    _checks.finite(name, x)
+
+
+def require_values(name: str, ok: Array, expected: str, x: Array, owner: Unit) -> None:
+    """Raise unless all of `ok` holds, quoting the range of what came."""
+    if _checks.is_concrete(x) and not bool(jnp.all(ok)):
+        low, high = float(jnp.min(x)), float(jnp.max(x))
+        raise ValueError(
+            f"{name}: expected {expected} for {owner}, got values in [{low:g}, {high:g}]"
+        )
+
+
+def _per_site(mask: Array, x: Array) -> Array:
+    return jnp.reshape(mask, mask.shape + (1,) * (jnp.ndim(x) - mask.ndim))

@@ -1,0 +1,166 @@
+"""Units with finitely many values: {0, 1}, {-1, +1} and one-hot."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from poejax import _checks
+from poejax.types import Array, Event, Field, Params
+from poejax.units.base import Unit, VectorUnit, as_float, check_batch, require_values
+
+
+def _bits(index: Array, size: int) -> Array:
+    # An index has 31 usable bits; sites beyond them are zero for every index that fits.
+    return (index >> jnp.minimum(jnp.arange(size), 31)) & 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Bernoulli(VectorUnit):
+    """`size` units in {0, 1}: p(x_i = 1) = sigm(field_i), A(field) = Σ softplus(field_i)."""
+
+    @property
+    def num_states(self) -> int:
+        return int(2**self.size)
+
+    @property
+    def has_proper_base(self) -> bool:
+        return True
+
+    def state_at(self, index: Array) -> Event:
+        return _bits(index, self.size).astype(jnp.result_type(float))
+
+    def log_partitions(self, field: Field) -> Array:
+        return jax.nn.softplus(field)
+
+    def mean(self, field: Field) -> Event:
+        return jax.nn.sigmoid(field)
+
+    def sample(self, rng_key: Array, field: Field) -> Event:
+        return jax.random.bernoulli(rng_key, jax.nn.sigmoid(field)).astype(field.dtype)
+
+    def fit_field(self, x: Event, smoothing: float) -> Params:
+        p = (1 - smoothing) * jnp.mean(as_float(x), axis=0) + smoothing / 2
+        return jnp.log(p) - jnp.log1p(-p)
+
+    def check(self, name: str, x: Event) -> None:
+        check_batch(name, x, self.event_shape, self)
+        require_values(name, (x == 0) | (x == 1), "values in {0, 1}", x, self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spin(VectorUnit):
+    """`size` units in {-1, +1}: E[x_i] = tanh(field_i), A(field) = Σ log(2 cosh field_i)."""
+
+    @property
+    def num_states(self) -> int:
+        return int(2**self.size)
+
+    @property
+    def has_proper_base(self) -> bool:
+        return True
+
+    def state_at(self, index: Array) -> Event:
+        return 2 * _bits(index, self.size).astype(jnp.result_type(float)) - 1
+
+    def log_partitions(self, field: Field) -> Array:
+        return jnp.logaddexp(field, -field)
+
+    def mean(self, field: Field) -> Event:
+        return jnp.tanh(field)
+
+    def sample(self, rng_key: Array, field: Field) -> Event:
+        up = jax.random.bernoulli(rng_key, jax.nn.sigmoid(2 * field))
+        return jnp.where(up, 1, -1).astype(field.dtype)
+
+    def fit_field(self, x: Event, smoothing: float) -> Params:
+        return jnp.arctanh((1 - smoothing) * jnp.mean(as_float(x), axis=0))
+
+    def check(self, name: str, x: Event) -> None:
+        check_batch(name, x, self.event_shape, self)
+        require_values(name, jnp.abs(x) == 1, "values in {-1, +1}", x, self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Categorical(Unit):
+    """`size` one-hot units of `num_classes` values: A(field) = Σ_i logsumexp_c field_ic.
+
+    An event is a one-hot array [size, num_classes]; its linear statistic is that array, flattened.
+    """
+
+    size: int
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        _checks.positive_int("size", self.size)
+        if _checks.positive_int("num_classes", self.num_classes) < 2:
+            raise ValueError(f"num_classes: expected at least 2, got {self.num_classes}")
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.size, self.num_classes)
+
+    @property
+    def num_sites(self) -> int:
+        return self.size
+
+    @property
+    def num_linear(self) -> int:
+        return self.size * self.num_classes
+
+    @property
+    def num_states(self) -> int:
+        return int(self.num_classes**self.size)
+
+    @property
+    def has_proper_base(self) -> bool:
+        return True
+
+    def state_at(self, index: Array) -> Event:
+        # Divisors beyond the range of an index give the digit zero, as they should.
+        divisors = [min(self.num_classes**i, 2**31 - 1) for i in range(self.size)]
+        digits = (index // jnp.array(divisors, jnp.int32)) % self.num_classes
+        return jax.nn.one_hot(digits, self.num_classes, dtype=jnp.result_type(float))
+
+    def linear_statistic(self, x: Event) -> Array:
+        _checks.shape("x", x, self.event_shape, self)
+        return as_float(x).reshape(-1)
+
+    def linear_field(self, v: Array) -> Field:
+        return v.reshape(self.event_shape)
+
+    def init_field(self) -> Params:
+        return jnp.zeros(self.event_shape)
+
+    def field(self, params: Params) -> Field:
+        return params
+
+    def linear_part(self, params: Params) -> Array:
+        return params.reshape(-1)
+
+    def shift_linear(self, params: Params, v: Array) -> Params:
+        return params + v.reshape(self.event_shape)
+
+    def inner(self, field: Field, x: Event) -> Array:
+        return jnp.vdot(field, self.linear_statistic(x))
+
+    def log_partitions(self, field: Field) -> Array:
+        return jax.nn.logsumexp(field, axis=-1)
+
+    def mean(self, field: Field) -> Event:
+        return jax.nn.softmax(field, axis=-1)
+
+    def sample(self, rng_key: Array, field: Field) -> Event:
+        choice = jax.random.categorical(rng_key, field, axis=-1)
+        return jax.nn.one_hot(choice, self.num_classes, dtype=field.dtype)
+
+    def fit_field(self, x: Event, smoothing: float) -> Params:
+        mean = jnp.mean(as_float(x), axis=0)
+        return jnp.log((1 - smoothing) * mean + smoothing / self.num_classes)
+
+    def check(self, name: str, x: Event) -> None:
+        check_batch(name, x, self.event_shape, self)
+        one_hot = ((x == 0) | (x == 1)).all(-1) & (x.sum(-1) == 1)
+        require_values(name, one_hot, "one-hot rows", x, self)

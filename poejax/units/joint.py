@@ -1,0 +1,166 @@
+"""Several blocks of different kinds side by side, as one block whose event is a dict."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from poejax.types import Array, Event, Field, Params, PyTree
+from poejax.units.base import Unit
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Joint(Unit):
+    """Named blocks of units: `Joint(image=Bernoulli(784), label=Categorical(1, 10))`.
+
+    Events, fields and masks are dicts keyed by block name; the linear statistic is the blocks'
+    statistics in the order given, so one weight matrix couples to all of them.
+    """
+
+    items: tuple[tuple[str, Unit], ...]
+
+    def __init__(self, **blocks: Unit) -> None:
+        if not blocks:
+            raise ValueError("Joint: expected at least one named block, got none")
+        for name, unit in blocks.items():
+            if not isinstance(unit, Unit):
+                raise TypeError(f"Joint: expected block {name!r} to be a Unit, got {unit!r}")
+        object.__setattr__(self, "items", tuple(blocks.items()))
+
+    def __repr__(self) -> str:
+        return f"Joint({', '.join(f'{name}={unit}' for name, unit in self.items)})"
+
+    @property
+    def blocks(self) -> dict[str, Unit]:
+        """The blocks by name."""
+        return dict(self.items)
+
+    @property
+    def size(self) -> int:
+        """Number of independent units over all blocks."""
+        return self.num_sites
+
+    @property
+    def event_shape(self) -> PyTree:
+        return {name: unit.event_shape for name, unit in self.items}
+
+    @property
+    def num_sites(self) -> int:
+        return sum(unit.num_sites for _, unit in self.items)
+
+    @property
+    def num_linear(self) -> int:
+        return sum(unit.num_linear for _, unit in self.items)
+
+    @property
+    def num_states(self) -> int | None:
+        counts = [unit.num_states for _, unit in self.items]
+        return math.prod(c for c in counts if c is not None) if None not in counts else None
+
+    @property
+    def has_proper_base(self) -> bool:
+        return all(unit.has_proper_base for _, unit in self.items)
+
+    def state_at(self, index: Array) -> Event:
+        event = {}
+        for name, unit in self.items:
+            if unit.num_states is None:
+                raise ValueError(f"state_at: block {name!r} of {self} is continuous")
+            count = min(unit.num_states, 2**31 - 1)
+            event[name] = unit.state_at(index % count)
+            index = index // count
+        return event
+
+    def linear_statistic(self, x: Event) -> Array:
+        self._check_names("x", x)
+        return jnp.concatenate([unit.linear_statistic(x[name]) for name, unit in self.items])
+
+    def linear_field(self, v: Array) -> Field:
+        return self._map(lambda unit, part: unit.linear_field(part), self._split(v))
+
+    def init_field(self) -> Params:
+        return self._map(lambda unit: unit.init_field())
+
+    def field(self, params: Params) -> Field:
+        return self._map(lambda unit, p: unit.field(p), params)
+
+    def linear_part(self, params: Params) -> Array:
+        return jnp.concatenate([unit.linear_part(params[name]) for name, unit in self.items])
+
+    def shift_linear(self, params: Params, v: Array) -> Params:
+        return self._map(lambda unit, p, part: unit.shift_linear(p, part), params, self._split(v))
+
+    def fit_field(self, x: Event, smoothing: float) -> Params:
+        return self._map(lambda unit, value: unit.fit_field(value, smoothing), x)
+
+    def log_base(self, x: Event) -> Array:
+        return self._sum(lambda unit, value: unit.log_base(value), x)
+
+    def inner(self, field: Field, x: Event) -> Array:
+        self._check_names("x", x)
+        return self._sum(lambda unit, f, value: unit.inner(f, value), field, x)
+
+    def combine(self, fields: Sequence[Field]) -> Field:
+        return {
+            name: unit.combine([field[name] for field in fields]) for name, unit in self.items
+        }
+
+    def scale(self, field: Field, beta: Array | float) -> Field:
+        return self._map(lambda unit, f: unit.scale(f, beta), field)
+
+    def log_partitions(self, field: Field) -> Array:
+        return jnp.concatenate([unit.log_partitions(field[name]) for name, unit in self.items])
+
+    def mean(self, field: Field) -> Event:
+        return self._map(lambda unit, f: unit.mean(f), field)
+
+    def sample(self, rng_key: Array, field: Field) -> Event:
+        return self._map(lambda unit, f, key: unit.sample(key, f), field, self._keys(rng_key))
+
+    def sample_clamped(self, rng_key: Array, field: Field, x: Event, mask: PyTree) -> Event:
+        return self._map(
+            lambda unit, f, key, value, m: unit.sample_clamped(key, f, value, m),
+            field,
+            self._keys(rng_key),
+            x,
+            mask,
+        )
+
+    def random_event(self, rng_key: Array) -> Event:
+        return self._map(lambda unit, key: unit.random_event(key), self._keys(rng_key))
+
+    def check(self, name: str, x: Event) -> None:
+        self._check_names(name, x)
+        for block, unit in self.items:
+            unit.check(f"{name}[{block!r}]", x[block])
+
+    def check_mask(self, name: str, mask: PyTree) -> None:
+        self._check_names(name, mask)
+        for block, unit in self.items:
+            unit.check_mask(f"{name}[{block!r}]", mask[block])
+
+    def _check_names(self, name: str, x: Event) -> None:
+        if not isinstance(x, dict) or x.keys() != self.blocks.keys():
+            found = sorted(x) if isinstance(x, dict) else type(x).__name__
+            raise ValueError(f"{name}: expected a dict of {sorted(self.blocks)}, got {found}")
+
+    def _split(self, v: Array) -> dict[str, Array]:
+        cuts = np.cumsum([unit.num_linear for _, unit in self.items])[:-1]
+        parts = jnp.split(v, cuts.tolist())
+        return {name: part for (name, _), part in zip(self.items, parts, strict=True)}
+
+    def _keys(self, rng_key: Array) -> dict[str, Array]:
+        return {name: jax.random.fold_in(rng_key, i) for i, (name, _) in enumerate(self.items)}
+
+    def _map(self, fn: Callable[..., Any], *trees: dict[str, Any]) -> dict[str, Any]:
+        return {name: fn(unit, *(tree[name] for tree in trees)) for name, unit in self.items}
+
+    def _sum(self, fn: Callable[..., Array], *trees: dict[str, Any]) -> Array:
+        terms = list(self._map(fn, *trees).values())
+        return sum(terms[1:], terms[0])
