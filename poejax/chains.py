@@ -35,7 +35,7 @@ class MomentsResult(NamedTuple):
 
     mean: PyTree
     variance: PyTree
-    count: Array
+    num_observed: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,9 @@ class Moments:
     fn: ObserveFn
 
     def value(self, params: Params, state: Any, info: Any) -> PyTree:
-        return jax.tree.map(lambda v: jnp.asarray(v, jnp.result_type(float)), self.fn(params, state, info))
+        return jax.tree.map(
+            lambda v: jnp.asarray(v, jnp.result_type(float)), self.fn(params, state, info)
+        )
 
     def init(self, value: PyTree) -> PyTree:
         zeros = jax.tree.map(jnp.zeros_like, value)

@@ -33,7 +33,7 @@ class Base:
 
     def sample(self, rng_key: Array) -> Event:
         """Draw one exact event."""
-        return self.model.sample_visible(rng_key, self.params, {name: () for name in self.params})
+        return self.model.sample_visible(rng_key, self.params, dict.fromkeys(self.params, ()))
 
 
 class LogZ(NamedTuple):
@@ -131,7 +131,7 @@ def ais(
     """Estimate log Z by annealed importance sampling over a batch of chains.
 
     f_β(x) = base(x)^(1-β) temper(model, β)(x),
-    log w = log Z_0 + Σ_t [log f_{β_t}(x_{t-1}) - log f_{β_{t-1}}(x_{t-1})],  x_t ~ T_{β_t}(x_{t-1}).
+    log w = log Z_0 + Σ_t [log f_{β_t}(x_{t-1}) - log f_{β_{t-1}}(x_{t-1})], x_t ~ T_{β_t}(x_{t-1})
 
     The path is itself a product of experts, base times model, sampled by the same kernel. The
     weights are unbiased for Z; `ais_init`, `ais_steps` and `ais_result` do the same in pieces.
@@ -182,7 +182,9 @@ def ais_steps(
     kernel: KernelFactory | None = None,
 ) -> AISState:
     """Advance a run by up to `num_steps` temperatures; another number of steps compiles nothing."""
-    return _ais_steps(state, model, params, base, jnp.asarray(betas), num_steps, kernel or block_gibbs)
+    return _ais_steps(
+        state, model, params, base, jnp.asarray(betas), num_steps, kernel or block_gibbs
+    )
 
 
 def ais_result(state: AISState) -> LogZ:

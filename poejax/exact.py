@@ -104,7 +104,7 @@ def _visible_side(model: Product, params: Params) -> tuple[Callable[[Array], Arr
 
 
 def _log_sum_exp(log_weight: Callable[[Array], Array], count: int, width: int) -> Array:
-    """Return logsumexp of `log_weight(i)` over i < count, holding chunks of `width` numbers each."""
+    """Return logsumexp of `log_weight(i)` over i < count, in chunks of rows of `width` numbers."""
     chunk = max(1, min(count, _CHUNK_NUMBERS // width))
 
     # Recomputing a chunk in the backward pass keeps the gradient's memory that of one chunk.

@@ -79,7 +79,9 @@ class Product(Expert):
 
     def visible_field(self, params: Params, z: Latent) -> Field:
         """Return Σ_k field_k(z_k)."""
-        return self.visible.combine([e.visible_field(params[name], z[name]) for name, e in self.items])
+        return self.visible.combine(
+            [e.visible_field(params[name], z[name]) for name, e in self.items]
+        )
 
     def temper(self, params: Params, beta: Array | float) -> Params:
         """Return the parameters with every expert at inverse temperature `beta`."""

@@ -212,7 +212,7 @@ def _update(
         )
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((grads, params))])
     state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key)
-    return state, Metrics(info, optax.global_norm(grads)), finite
+    return state, Metrics(info, optax.tree.norm(grads)), finite
 
 
 def _require_finite(state: TrainState, finite: np.ndarray) -> None:

@@ -67,9 +67,7 @@ class PersistentContrastiveDivergence:
         return grads, state, info
 
 
-def cd(
-    model: Product, kernel: Kernel | None = None, num_steps: int = 1
-) -> ContrastiveDivergence:
+def cd(model: Product, kernel: Kernel | None = None, num_steps: int = 1) -> ContrastiveDivergence:
     """Contrastive divergence: chains of k steps from the data.
 
     grad = -E_data[∂ log f] + E_{T^k data}[∂ log f]; biased, low variance, exact as k → ∞.
@@ -91,7 +89,7 @@ def pcd(
 ) -> PersistentContrastiveDivergence:
     """Persistent contrastive divergence (stochastic maximum likelihood).
 
-    grad = -E_data[∂ log f] + mean over chains of ∂ log f; unbiased if the chains are at equilibrium.
+    grad = -E_data[∂ log f] + mean over chains of ∂ log f; unbiased for chains at equilibrium.
 
     Args:
       model: the product.

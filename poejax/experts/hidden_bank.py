@@ -30,7 +30,8 @@ class HiddenBank(Expert):
         StandardGaussian, or a Joint of these.
       init_scale: standard deviation of the initial weights; 0.01 as in Hinton (2010), section 8.
       compute_dtype: dtype of the matrix products, e.g. "bfloat16"; they accumulate, and
-        everything else runs, in at least float32.
+        everything else runs, in at least float32. Without it they follow JAX's
+        `default_matmul_precision`, which on TPU and GPU may round their operands.
 
     Source: Smolensky (1986), Hinton (2002); Welling, Rosen-Zvi & Hinton (2004) for general units.
     """

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from poejax import _checks
 from poejax.types import Array, Event, Field, Params, PyTree
@@ -74,7 +75,7 @@ class Unit(abc.ABC):
 
     @abc.abstractmethod
     def init_field(self) -> Params:
-        """Return free parameters of a field: zero linear part, unit precision where there is one."""
+        """Return free parameters of a field: zero linear part, unit precision if any."""
 
     @abc.abstractmethod
     def field(self, params: Params) -> Field:
@@ -195,7 +196,8 @@ class VectorUnit(Unit):
         return params + v
 
     def inner(self, field: Field, x: Event) -> Array:
-        return jnp.vdot(field, self.linear_statistic(x))
+        # A sum, not a dot: accelerators would round a dot's operands, and XLA fuses a sum.
+        return jnp.sum(field * self.linear_statistic(x))
 
 
 def check_batch(name: str, x: Event, event_shape: tuple[int, ...], owner: Unit) -> None:
@@ -208,10 +210,15 @@ def check_batch(name: str, x: Event, event_shape: tuple[int, ...], owner: Unit) 
     _checks.finite(name, x)
 
 
-def require_values(name: str, ok: Array, expected: str, x: Array, owner: Unit) -> None:
-    """Raise unless all of `ok` holds, quoting the range of what came."""
-    if _checks.is_concrete(x) and not bool(jnp.all(ok)):
-        low, high = float(jnp.min(x)), float(jnp.max(x))
+def require_values(
+    name: str, x: Array, holds: Callable[[np.ndarray], np.ndarray], expected: str, owner: Unit
+) -> None:
+    """Raise unless `holds(x)` everywhere, quoting the range of what came; tracers pass."""
+    if not _checks.is_concrete(x):
+        return
+    values = np.asarray(x)
+    if not holds(values).all():
+        low, high = float(values.min()), float(values.max())
         raise ValueError(
             f"{name}: expected {expected} for {owner}, got values in [{low:g}, {high:g}]"
         )

@@ -47,7 +47,7 @@ class Bernoulli(VectorUnit):
 
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
-        require_values(name, (x == 0) | (x == 1), "values in {0, 1}", x, self)
+        require_values(name, x, lambda v: (v == 0) | (v == 1), "values in {0, 1}", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Spin(VectorUnit):
 
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
-        require_values(name, jnp.abs(x) == 1, "values in {-1, +1}", x, self)
+        require_values(name, x, lambda v: (v == 1) | (v == -1), "values in {-1, +1}", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Categorical(Unit):
         return params + v.reshape(self.event_shape)
 
     def inner(self, field: Field, x: Event) -> Array:
-        return jnp.vdot(field, self.linear_statistic(x))
+        return jnp.sum(field.reshape(-1) * self.linear_statistic(x))
 
     def log_partitions(self, field: Field) -> Array:
         return jax.nn.logsumexp(field, axis=-1)
@@ -162,5 +162,10 @@ class Categorical(Unit):
 
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
-        one_hot = ((x == 0) | (x == 1)).all(-1) & (x.sum(-1) == 1)
-        require_values(name, one_hot, "one-hot rows", x, self)
+        require_values(
+            name,
+            x,
+            lambda v: ((v == 0) | (v == 1)).all(-1) & (v.sum(-1) == 1),
+            "one-hot rows",
+            self,
+        )

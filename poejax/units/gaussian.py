@@ -52,7 +52,7 @@ class GaussianDiag(VectorUnit):
 
     def inner(self, field: Field, x: Event) -> Array:
         x = self.linear_statistic(x)
-        return jnp.vdot(field["linear"], x) - 0.5 * jnp.vdot(field["precision"], x**2)
+        return jnp.sum(field["linear"] * x - 0.5 * field["precision"] * x**2)
 
     def log_partitions(self, field: Field) -> Array:
         proper = field["precision"] > 0

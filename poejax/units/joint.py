@@ -107,9 +107,7 @@ class Joint(Unit):
         return self._sum(lambda unit, f, value: unit.inner(f, value), field, x)
 
     def combine(self, fields: Sequence[Field]) -> Field:
-        return {
-            name: unit.combine([field[name] for field in fields]) for name, unit in self.items
-        }
+        return {name: unit.combine([field[name] for field in fields]) for name, unit in self.items}
 
     def scale(self, field: Field, beta: Array | float) -> Field:
         return self._map(lambda unit, f: unit.scale(f, beta), field)

@@ -1,0 +1,1 @@
+"""Thin, reproducible scripts over poejax; each is also importable."""

@@ -1,0 +1,303 @@
+"""Train a binary RBM on handwritten digits, estimate its likelihood, draw what it learned.
+
+    python -m experiments.mnist_rbm                  # 5,000 embedded MNIST digits
+    python -m experiments.mnist_rbm --preset full    # all 60,000, 500 hidden units
+
+Writes to the working directory: config.json, metrics.jsonl, checkpoints/, params/, results.json,
+figures/. A killed run goes on bitwise with --resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import poejax as pj
+from experiments import digit_report, runs
+from poejax import checkpoint, datasets, training
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run depends on, with its data."""
+
+    preset: Literal["default", "full", "smoke"] = "default"
+    """Defaults of all other options."""
+    dataset: Literal["mnist5k", "mnist", "digits"] = "mnist5k"
+    """mnist5k and digits need no download."""
+    binarization: Literal["stochastic", "threshold"] = "stochastic"
+    """stochastic: pixel intensity is the probability, redrawn for every batch; fixed for tests."""
+    num_hidden: int = 200
+    """Number of hidden units, that is of experts."""
+    estimator: Literal["pcd", "cd"] = "pcd"
+    """Persistent contrastive divergence or contrastive divergence."""
+    centered: bool = True
+    """Centre the gradient."""
+    num_chains: int = 500
+    """Persistent chains (pcd only)."""
+    num_gibbs_steps: int = 1
+    """Gibbs sweeps per update, the k of CD-k and PCD-k."""
+    num_epochs: int = 100
+    """Passes over the training set."""
+    batch_size: int = 100
+    """Examples per update."""
+    learning_rate: float = 0.1
+    """Held for the first 30 % of the updates, then lowered linearly to 2 % of itself."""
+    weight_decay: float = 1e-4
+    """L2 rate on the weight matrix; biases are spared."""
+    average_decay: float = 0.999
+    """Decay of the moving average of the parameters, which is what gets evaluated."""
+    epochs_per_report: int = 5
+    """Epochs between two lines of metrics.jsonl and two checkpoints."""
+    ais_chains: int = 100
+    """Annealed importance sampling runs."""
+    ais_steps: int = 10_000
+    """Temperatures between base and model; 0 is the 14,500 of Salakhutdinov & Murray (2008)."""
+    sample_steps: int = 3_000
+    """Gibbs sweeps from random starts before samples are shown."""
+    seed: int = 0
+    """Seed of everything random."""
+    workdir: Path | None = None
+    """Where the run lives; runs/mnist_rbm/PRESET-seedN unless given."""
+    resume: bool = False
+    """Go on with the run in workdir."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values before any work is done."""
+        at_least_one = ("num_hidden", "num_chains", "num_gibbs_steps", "num_epochs", "batch_size")
+        for name in (*at_least_one, "epochs_per_report", "sample_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.ais_chains < 2 or self.ais_steps < 0:
+            raise ValueError(
+                "ais_chains, ais_steps: expected at least 2 and at least 0, got "
+                f"{self.ais_chains} and {self.ais_steps}"
+            )
+        if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 <= self.average_decay < 1:
+            raise ValueError(
+                "learning_rate, weight_decay, average_decay: expected > 0, >= 0 and in [0, 1), got "
+                f"{self.learning_rate}, {self.weight_decay} and {self.average_decay}"
+            )
+
+
+PRESETS = {
+    "default": Config(),
+    "full": Config(
+        preset="full",
+        dataset="mnist",
+        num_hidden=500,
+        num_epochs=40,
+        weight_decay=0.0,
+        average_decay=0.9995,
+        epochs_per_report=1,
+        ais_steps=0,
+        sample_steps=5_000,
+    ),
+    "smoke": Config(
+        preset="smoke",
+        dataset="digits",
+        num_hidden=16,
+        num_chains=20,
+        num_epochs=4,
+        epochs_per_report=2,
+        ais_chains=20,
+        ais_steps=200,
+        sample_steps=50,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A config made concrete: data, model and learning rule."""
+
+    data: datasets.Dataset
+    model: pj.Product
+    estimator: pj.types.Estimator
+    tx: optax.GradientTransformation
+    preprocess: training.Preprocess
+    steps_per_epoch: int
+
+
+def build(config: Config) -> Problem:
+    """Load the data and build model, estimator and optimizer."""
+    data = datasets.load(config.dataset)
+    num_rows, num_visible = data.train.images.shape
+    if config.batch_size > num_rows:
+        raise ValueError(f"batch_size: expected at most {num_rows}, got {config.batch_size}")
+    model = pj.models.rbm(num_visible, config.num_hidden)
+    estimator: Any
+    if config.estimator == "pcd":
+        estimator = pj.estimators.pcd(model, config.num_chains, num_steps=config.num_gibbs_steps)
+    else:
+        estimator = pj.estimators.cd(model, num_steps=config.num_gibbs_steps)
+    if config.centered:
+        estimator = pj.estimators.centered(estimator, model)
+    steps_per_epoch = num_rows // config.batch_size
+    num_steps = config.num_epochs * steps_per_epoch
+    held = int(0.3 * num_steps)
+    schedule = optax.join_schedules(
+        [
+            optax.constant_schedule(config.learning_rate),
+            optax.linear_schedule(
+                config.learning_rate, 0.02 * config.learning_rate, num_steps - held
+            ),
+        ],
+        [held],
+    )
+    tx = optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=training.weights_only),
+        optax.sgd(schedule),
+    )
+    preprocess = getattr(datasets, config.binarization)
+    return Problem(data, model, estimator, tx, preprocess, steps_per_epoch)
+
+
+def initial_state(config: Config, problem: Problem) -> training.TrainState:
+    """Return the state at step 0, visible biases at the base rates (Hinton 2010, section 8)."""
+    key = jax.random.key(config.seed)
+    params_key, binary_key, train_key = jax.random.split(key, 3)
+    params = problem.model.init(params_key)
+    images = jnp.asarray(problem.data.train.images)
+    x = problem.preprocess(binary_key, images)
+    params["bias"]["field"] = problem.model.visible.fit_field(x, smoothing=0.01)
+    return training.init(
+        train_key,
+        problem.model,
+        problem.estimator,
+        problem.tx,
+        images,
+        params=params,
+        preprocess=problem.preprocess,
+        average=True,
+    )
+
+
+def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.TrainState, list[Any]]:
+    """Train from the last checkpoint in `workdir`, or from the start; returns state and metrics."""
+    directory = workdir / "checkpoints"
+    state = initial_state(config, problem)
+    if checkpoint.latest_step(directory) is None:
+        checkpoint.save(directory, state)
+    else:
+        state = checkpoint.restore(directory, state)
+    step = int(state.step)
+    log = runs.MetricsLog(workdir / "metrics.jsonl", step)
+    seconds = log.records[-1]["seconds"] if log.records else 0.0
+
+    monitor = digit_report.Monitor(problem.model, problem.data, problem.preprocess, config.seed)
+    images = jnp.asarray(problem.data.train.images)
+    total = config.num_epochs * problem.steps_per_epoch
+    chunk = config.epochs_per_report * problem.steps_per_epoch
+    with runs.progress(total, "training", "step", initial=step) as bar:
+        while step < total:
+            start = time.perf_counter()
+            state, metrics = training.train_steps(
+                problem.estimator,
+                problem.tx,
+                state,
+                images,
+                config.batch_size,
+                min(chunk, total - step),
+                preprocess=problem.preprocess,
+                average_decay=config.average_decay,
+            )
+            elapsed = time.perf_counter() - start
+            taken, step = int(state.step) - step, int(state.step)
+            seconds += elapsed
+            record = {
+                "step": step,
+                "epoch": step / problem.steps_per_epoch,
+                "seconds": round(seconds, 3),
+                "examples_per_second": round(taken * config.batch_size / elapsed, 1),
+                "grad_norm": float(metrics.grad_norm.mean()),
+                **monitor(state.average),
+            }
+            checkpoint.save(
+                directory, state, metrics=record, best_metric="validation_pseudo_log_likelihood"
+            )
+            log.append(record)
+            bar.update(taken)
+            bar.set_postfix(digit_report.live_figures(record))
+    return state, log.records
+
+
+def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+    """Train, evaluate and draw; returns the numbers that results.json holds.
+
+    Args:
+      config: the run's config.
+      workdir: directory to create, or to resume from when `config.resume` is set.
+
+    Raises:
+      FileExistsError: if a run lies in `workdir` and `config.resume` is not set.
+      ValueError: if it has another config, or the config fits no data set.
+      FloatingPointError: if training diverges; the last good checkpoint stays.
+    """
+    problem = build(config)
+    runs.open_workdir(workdir, config, config.resume, unchecked=("workdir", "resume"))
+    state, records = train(config, problem, workdir)
+    checkpoint.save_params(workdir / "params", state.average, overwrite=True)
+    betas = (
+        pj.evidence.linear_betas(config.ais_steps)
+        if config.ais_steps
+        else pj.evidence.salakhutdinov_murray_betas()
+    )
+    results = digit_report.evaluate(
+        problem.model,
+        state.average,
+        problem.data,
+        problem.preprocess,
+        betas,
+        config.ais_chains,
+        config.seed,
+    )
+    results |= {
+        "binarization": config.binarization,
+        "seed": config.seed,
+        "steps": int(state.step),
+        "training_seconds": records[-1]["seconds"],
+        "examples_per_second": int(state.step) * config.batch_size / records[-1]["seconds"],
+        "machine": runs.machine(),
+    }
+    runs.write_json(workdir / "results.json", results)
+    digit_report.draw(
+        workdir / "figures",
+        problem.model,
+        state.average,
+        problem.data,
+        problem.preprocess,
+        records,
+        config.sample_steps,
+        config.seed,
+    )
+    return results
+
+
+def main() -> int:
+    """Run from the command line; returns the exit status."""
+    try:
+        config = runs.parse(PRESETS, __doc__ or "")
+        name = f"{config.preset}-seed{config.seed}"
+        workdir = config.workdir or Path("runs") / "mnist_rbm" / name
+        results = train_and_evaluate(config, workdir)
+    except (FloatingPointError, OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: go on with the same command and --resume", file=sys.stderr)
+        return 130
+    print(digit_report.table(results))
+    print(f"figures, parameters and metrics: {workdir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

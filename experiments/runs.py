@@ -1,0 +1,129 @@
+"""What every run needs around its mathematics: a working directory, a log, a progress bar."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import tyro
+from tqdm.auto import tqdm
+
+ConfigT = TypeVar("ConfigT")
+
+
+def parse(
+    presets: Mapping[str, ConfigT], description: str, args: list[str] | None = None
+) -> ConfigT:
+    """Parse a typed command line whose `--preset` chooses the defaults of all other options."""
+    args = sys.argv[1:] if args is None else args
+    preset = next(iter(presets))
+    for i, arg in enumerate(args):
+        if arg == "--preset" and i + 1 < len(args):
+            preset = args[i + 1]
+        elif arg.startswith("--preset="):
+            preset = arg.removeprefix("--preset=")
+    default = presets.get(preset, next(iter(presets.values())))
+    return tyro.cli(
+        type(default),
+        default=default,
+        args=args,
+        description=description,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def open_workdir(workdir: Path, config: Any, resume: bool, unchecked: tuple[str, ...]) -> None:
+    """Create `workdir`, or check that what lies there is this very run.
+
+    Args:
+      workdir: directory of the run.
+      config: frozen dataclass; written to config.json.
+      resume: whether the caller means to go on with a run that lies there.
+      unchecked: fields that may differ when resuming.
+
+    Raises:
+      FileExistsError: if a run lies there and `resume` is False.
+      ValueError: if the run that lies there has another config; names the fields.
+    """
+    path = workdir / "config.json"
+    fields = {k: v for k, v in _jsonable(config).items() if k not in unchecked}
+    if path.exists():
+        if not resume:
+            raise FileExistsError(
+                f"workdir: {workdir} holds a run already; pass --resume to go on with it, or "
+                "another --workdir"
+            )
+        found = json.loads(path.read_text())
+        changed = [k for k in sorted(fields.keys() | found.keys()) if fields.get(k) != found.get(k)]
+        if changed:
+            listed = ", ".join(f"{k}={fields.get(k)!r} (was {found.get(k)!r})" for k in changed)
+            raise ValueError(f"resume: the run in {workdir} has another config: {listed}")
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, fields)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a kill leaves the old file or the new one, never half of one."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+class MetricsLog:
+    """Lines of JSON, one record each, in step order without repeats after a resume."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Open `path`, dropping what a killed run logged after the checkpoint at `step`."""
+        self.path = path
+        self.records: list[dict[str, Any]] = []
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line that was being written at the kill
+            if record["step"] <= step:
+                self.records.append(record)
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+        os.replace(partial, path)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one record, on disk before the call returns."""
+        self.records.append(record)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def progress(total: int, description: str, unit: str, initial: int = 0) -> Any:
+    """Return a progress bar; quieter where the output is no terminal."""
+    interval = 0.2 if sys.stderr.isatty() else 20.0
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        initial=initial,
+        mininterval=interval,
+        dynamic_ncols=True,
+    )
+
+
+def machine() -> str:
+    """Return what the run ran on, in words."""
+    device = jax.devices()[0]
+    cpus = f"{os.cpu_count()} CPU cores" if device.platform == "cpu" else device.device_kind
+    return f"{jax.device_count()} {device.platform} device(s), {cpus}, jax {jax.__version__}, " + (
+        f"Python {platform.python_version()}"
+    )
+
+
+def _jsonable(config: Any) -> dict[str, Any]:
+    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}

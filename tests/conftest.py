@@ -1,0 +1,59 @@
+"""Shared helpers of the tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# Set before JAX starts: the sharding tests need several devices, all others use the first.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+
+import jax
+import jax.monitoring
+import pytest
+
+import poejax as pj
+
+
+@pytest.fixture
+def random_params() -> Callable[..., pj.types.Params]:
+    """Return a function that draws every leaf of a model's parameters from N(0, scale²)."""
+
+    def draw(model: pj.Product, seed: int = 0, scale: float = 1.0) -> pj.types.Params:
+        leaves, tree = jax.tree.flatten(model.init(jax.random.key(seed)))
+        keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+        drawn = [
+            scale * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(tree, drawn)
+
+    return draw
+
+
+_compilations: list[str] = []
+
+
+def _count(event: str, duration: float, **kwargs: object) -> None:
+    del duration, kwargs
+    if event.endswith("backend_compile_duration"):
+        _compilations.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+@pytest.fixture
+def compiles_nothing() -> Callable[[], object]:
+    """Return a context manager that fails if anything is compiled inside it."""
+
+    @contextmanager
+    def guard() -> Iterator[None]:
+        before = len(_compilations)
+        yield
+        assert len(_compilations) == before, f"{len(_compilations) - before} compilations"
+
+    return guard
