@@ -18,6 +18,15 @@ from poejax.types import Array, Params
 
 _MONITORED = 500
 _PSEUDO_SITES = 20
+_PANELS = {
+    "pseudo-log-likelihood (nats)": [
+        "train_pseudo_log_likelihood",
+        "validation_pseudo_log_likelihood",
+    ],
+    "free energy gap, train - validation (nats)": ["free_energy_gap"],
+    "reconstruction error (squared, per pixel)": ["reconstruction_error"],
+    "examples per second": ["examples_per_second"],
+}
 
 
 class Monitor:
@@ -86,60 +95,74 @@ def evaluate(
     preprocess: training.Preprocess,
     betas: Array,
     num_chains: int,
+    sample_steps: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Estimate log Z by AIS from the base rates, and the log-likelihood of every split."""
+    """Estimate log Z by AIS, forward and in reverse, and the log-likelihood of every split."""
     start = time.perf_counter()
     key = jax.random.fold_in(jax.random.key(seed), 0xA15)
-    train_key, test_key, ais_key = jax.random.split(key, 3)
+    train_key, test_key, ais_key, chain_key, reverse_key = jax.random.split(key, 5)
     x_train = preprocess(train_key, jnp.asarray(data.train.images))
     x_test = preprocess(test_key, jnp.asarray(data.test.images))
     base = pj.evidence.base_rate(model, x_train)
-    log_z = _anneal(ais_key, model, params, base, betas, num_chains)
-    results: dict[str, Any] = {
-        "log_z": float(log_z.log_z),
-        "log_z_std_err": float(log_z.std_err),
-        "ais_ess": float(log_z.ess),
-        "ais_chains": num_chains,
-        "ais_steps": int(betas.shape[0]) - 1,
+    fantasies = sample(chain_key, model, params, sample_steps, starts=x_train[:num_chains])
+    log_z = {
+        "": _anneal(ais_key, model, params, base, betas, num_chains, None),
+        "reverse_": _anneal(reverse_key, model, params, base, betas, num_chains, fantasies),
     }
-    for split, x in (("train", x_train), ("test", x_test)):
-        likelihood = pj.evidence.log_likelihood(model, params, x, log_z)
-        results[f"{split}_log_likelihood"] = float(likelihood.mean)
-        results[f"{split}_interval"] = [float(likelihood.ci_low), float(likelihood.ci_high)]
-        results[f"{split}_examples"] = int(x.shape[0])
+    results: dict[str, Any] = {"ais_chains": num_chains, "ais_steps": int(betas.shape[0]) - 1}
+    for side, estimate in log_z.items():
+        results[f"{side}log_z"] = float(estimate.log_z)
+        results[f"{side}log_z_std_err"] = float(estimate.std_err)
+        results[f"{side}ais_ess"] = float(estimate.ess)
+        for split, x in (("train", x_train), ("test", x_test)):
+            likelihood = pj.evidence.log_likelihood(model, params, x, estimate)
+            interval = [float(likelihood.ci_low), float(likelihood.ci_high)]
+            results[f"{side}{split}_log_likelihood"] = float(likelihood.mean)
+            results[f"{side}{split}_interval"] = interval
+            results[f"{split}_examples"] = int(x.shape[0])
     results["evaluation_seconds"] = round(time.perf_counter() - start, 1)
     return results
 
 
 def _anneal(
-    rng_key: Array, model: pj.Product, params: Params, base: Any, betas: Array, num_chains: int
+    rng_key: Array,
+    model: pj.Product,
+    params: Params,
+    base: pj.evidence.Base,
+    betas: Array,
+    num_chains: int,
+    reverse_from: Array | None,
 ) -> pj.evidence.LogZ:
     total = int(betas.shape[0]) - 1
     piece = max(1, total // 50)
-    state = pj.evidence.ais_init(rng_key, model, params, base, betas, num_chains)
-    with runs.progress(total, "annealing", "beta") as bar:
+    state = pj.evidence.ais_init(rng_key, model, params, base, betas, num_chains, reverse_from)
+    with runs.progress(total, "AIS" if reverse_from is None else "reverse AIS", "beta") as bar:
         while (step := int(state.step)) < total:
             state = pj.evidence.ais_steps(state, model, params, base, betas, piece)
             bar.update(int(state.step) - step)
-            bar.set_postfix(ess=f"{float(pj.evidence.ais_result(state).ess):.1f}/{num_chains}")
+            ess = float(pj.evidence.ais_result(state).ess)
+            bar.set_postfix({"ess": f"{ess:.1f}/{num_chains}"}, refresh=False)
     return pj.evidence.ais_result(state)
 
 
 def table(results: dict[str, Any]) -> str:
     """Return the closing table."""
     lines = [
-        f"\n{'log-likelihood, nats per example':<34}{'mean':>9}   95 % interval of log Z's estimate"
+        f"\n{'log-likelihood, nats per example':<42}{'mean':>8}   95 % interval  ess of log Z",
     ]
+    sides = {"": "AIS (tends to be high)", "reverse_": "reverse AIS (low)"}
     for split in ("train", "test"):
-        low, high = results[f"{split}_interval"]
-        name = f"{split} ({results[f'{split}_examples']} examples)"
-        mean = results[f"{split}_log_likelihood"]
-        lines.append(f"{name:<34}{mean:>9.2f}   [{low:.2f}, {high:.2f}]")
+        for side, words in sides.items():
+            low, high = results[f"{side}{split}_interval"]
+            name = f"{split} ({results[f'{split}_examples']}), {words}"
+            mean, ess = results[f"{side}{split}_log_likelihood"], results[f"{side}ais_ess"]
+            row = f"{name:<42}{mean:>8.2f}   [{low:.2f}, {high:.2f}]  {ess:.1f}"
+            lines.append(f"{row} of {results['ais_chains']}")
     lines += [
-        f"log Z = {results['log_z']:.2f} ± {results['log_z_std_err']:.2f} by AIS: "
-        f"{results['ais_steps']} temperatures, effective sample size {results['ais_ess']:.1f} of "
-        f"{results['ais_chains']} chains",
+        f"log Z = {results['log_z']:.2f} ± {results['log_z_std_err']:.2f}, in reverse "
+        f"{results['reverse_log_z']:.2f} ± {results['reverse_log_z_std_err']:.2f}; "
+        f"{results['ais_steps']} temperatures",
         f"binarisation {results['binarization']}, seed {results['seed']}, "
         f"{results['steps']} updates",
         f"training {results['training_seconds']:.0f} s "
@@ -163,32 +186,43 @@ def draw(
     key = jax.random.fold_in(jax.random.key(seed), 0xF16)
     binary_key, start_key, chain_key = jax.random.split(key, 3)
     shown = preprocess(binary_key, jnp.asarray(data.test.images[:64]))
-    samples = _samples(start_key, chain_key, model, params, sample_steps)
+    starts = jax.vmap(model.init_visible)(jax.random.split(start_key, 64))
+    samples = sample(chain_key, model, params, sample_steps, starts)
+    # Probabilities of the last sweep, the way samples of RBMs are usually shown.
+    samples = jax.vmap(functools.partial(pj.inference.reconstruct, model, params))(samples)
     reconstructed = jax.vmap(functools.partial(pj.inference.reconstruct, model, params))(shown[:10])
     plotting.save(
         plotting.filters(np.asarray(params["hidden"]["w"]), data.shape), directory / "filters.png"
     )
     plotting.save(
-        plotting.samples_beside(np.asarray(shown), np.asarray(samples), data.shape),
+        plotting.samples_beside(
+            np.asarray(shown),
+            np.asarray(samples),
+            data.shape,
+            labels=("test digits, binarised", f"probabilities after {sample_steps} Gibbs sweeps"),
+        ),
         directory / "samples.png",
     )
     plotting.save(
         plotting.reconstructions(np.asarray(shown[:10]), np.asarray(reconstructed), data.shape),
         directory / "reconstructions.png",
     )
-    plotting.save(plotting.learning_curves(records), directory / "learning_curves.png")
+    plotting.save(plotting.learning_curves(records, _PANELS, x="epoch"), directory / "curves.png")
 
 
-def _samples(
-    start_key: Array, chain_key: Array, model: pj.Product, params: Params, num_steps: int
+def sample(
+    rng_key: Array, model: pj.Product, params: Params, num_steps: int, starts: Array
 ) -> Array:
+    """Run one chain from each row of `starts` for `num_steps` Gibbs sweeps."""
     kernel = pj.kernels.block_gibbs(model)
-    states = pj.chains.init(start_key, kernel, params, 64)
-    piece = max(1, num_steps // 20)
+    states = pj.chains.init(rng_key, kernel, params, starts.shape[0], x=starts)
+    pieces = 20
     with runs.progress(num_steps, "sampling", "sweep") as bar:
-        for i in range(0, num_steps, piece):
-            key = jax.random.fold_in(chain_key, i)
-            states, _ = pj.chains.run(key, kernel, params, states, piece)
+        for i in range(pieces):
+            piece = num_steps * (i + 1) // pieces - num_steps * i // pieces
+            if piece:
+                key = jax.random.fold_in(rng_key, i)
+                states, _ = pj.chains.run(key, kernel, params, states, piece)
             bar.update(piece)
-    # Probabilities of the last sweep, the way samples of RBMs are usually shown.
-    return jax.vmap(functools.partial(pj.inference.reconstruct, model, params))(states.x)
+    x: Array = states.x
+    return x

@@ -32,6 +32,8 @@ class Config:
     """Defaults of all other options."""
     dataset: Literal["mnist5k", "mnist", "digits"] = "mnist5k"
     """mnist5k and digits need no download."""
+    num_validation: int = 500
+    """Training digits of mnist held out to watch; the other data sets have splits of their own."""
     binarization: Literal["stochastic", "threshold"] = "stochastic"
     """stochastic: pixel intensity is the probability, redrawn for every batch; fixed for tests."""
     num_hidden: int = 200
@@ -72,7 +74,7 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse impossible values before any work is done."""
         at_least_one = ("num_hidden", "num_chains", "num_gibbs_steps", "num_epochs", "batch_size")
-        for name in (*at_least_one, "epochs_per_report", "sample_steps"):
+        for name in (*at_least_one, "epochs_per_report", "sample_steps", "num_validation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.ais_chains < 2 or self.ais_steps < 0:
@@ -93,7 +95,7 @@ PRESETS = {
         preset="full",
         dataset="mnist",
         num_hidden=500,
-        num_epochs=40,
+        num_epochs=50,
         weight_decay=0.0,
         average_decay=0.9995,
         epochs_per_report=1,
@@ -128,7 +130,8 @@ class Problem:
 
 def build(config: Config) -> Problem:
     """Load the data and build model, estimator and optimizer."""
-    data = datasets.load(config.dataset)
+    options = {"num_validation": config.num_validation} if config.dataset == "mnist" else {}
+    data = datasets.load(config.dataset, **options)
     num_rows, num_visible = data.train.images.shape
     if config.batch_size > num_rows:
         raise ValueError(f"batch_size: expected at most {num_rows}, got {config.batch_size}")
@@ -225,7 +228,7 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
             )
             log.append(record)
             bar.update(taken)
-            bar.set_postfix(digit_report.live_figures(record))
+            bar.set_postfix(digit_report.live_figures(record), refresh=False)
     return state, log.records
 
 
@@ -257,6 +260,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         problem.preprocess,
         betas,
         config.ais_chains,
+        config.sample_steps,
         config.seed,
     )
     results |= {

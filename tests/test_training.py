@@ -126,7 +126,7 @@ def test_average_is_a_running_mean_of_the_parameters():
     for t in range(1, 6):
         state, _ = training.train_steps(PCD, TX, state, BARS, 8, 1, average_decay=0.9)
         decay = min(0.9, (1 + t) / (10 + t))
-        expected = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, expected, state.params)
+        expected = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, expected, state.params)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state.average), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 

@@ -1,8 +1,7 @@
-"""Evidence of models too large to enumerate: annealed importance sampling from a proper base."""
+"""Annealed importance sampling, from a proper base to the model and back."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks, chains
-from poejax.experts import Bias
+from poejax.evidence.base import Base
 from poejax.kernels import block_gibbs
 from poejax.product import Product, product
 from poejax.types import Array, Event, Kernel, Params
@@ -20,30 +19,15 @@ from poejax.types import Array, Event, Kernel, Params
 KernelFactory = Callable[[Product], Kernel]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["params", "log_z"], meta_fields=["model"]
-)
-@dataclasses.dataclass(frozen=True)
-class Base:
-    """A normalised start of the annealing path: a product without latents, and its log Z."""
-
-    model: Product
-    params: Params
-    log_z: Array
-
-    def sample(self, rng_key: Array) -> Event:
-        """Draw one exact event."""
-        return self.model.sample_visible(rng_key, self.params, dict.fromkeys(self.params, ()))
-
-
 class LogZ(NamedTuple):
     """An estimate of log Z in nats. The interval is a confidence interval, not a bound.
 
-    log_z: log of the mean weight; its expectation is below log Z (Jensen), by about std_err²/2.
+    log_z: by `ais` the log of the mean weight, whose expectation is below log Z (Jensen), by about
+      std_err²/2; by `reverse_ais` minus that log, whose expectation is above it.
     std_err: standard error of log_z, sd(weights) / (mean(weights) sqrt(num_chains)).
     ess: effective sample size (Σw)²/Σw², in [1, num_chains].
     ci_low, ci_high: 95 % confidence interval, log_z ± 1.96 std_err.
-    log_weights: [num_chains], their log mean exp is log_z.
+    log_weights: [num_chains], of mean exp Z (`ais`) or 1/Z (`reverse_ais`).
     """
 
     log_z: Array
@@ -54,55 +38,17 @@ class LogZ(NamedTuple):
     log_weights: Array
 
 
-class LogLikelihood(NamedTuple):
-    """Mean log-likelihood of a batch, nats per example, with the 95 % interval of log Z's estimate.
+class AISState(NamedTuple):
+    """A run in progress; saved and restored, it goes on as if it had not stopped.
 
-    ess: effective sample size of log Z, NaN where log Z was given as a number.
-    values: each example's log-likelihood at the point estimate of log Z, [N].
+    direction: 1 from base to model, -1 from model to base.
     """
 
-    mean: Array
-    ci_low: Array
-    ci_high: Array
-    ess: Array
-    values: Array
-
-
-class AISState(NamedTuple):
-    """A run in progress; saved and restored, it goes on as if it had not stopped."""
-
     step: Array
+    direction: Array
     chains: Any
     log_weights: Array
     rng_key: Array
-
-
-def base_rate(model: Product, data: Event, smoothing: float = 0.05) -> Base:
-    """Independent units with the data's means: a base for annealing that is close to the data.
-
-    Args:
-      model: the model whose evidence is wanted; only its visible units are used.
-      data: batch of events [N, ...].
-      smoothing: in (0, 1), share of the uniform distribution mixed in (discrete units) or relative
-        increase of the variance (real units), so that the base is broader than the data.
-
-    Returns:
-      The base, with exact sampler and log Z.
-
-    Raises:
-      ValueError: if `data` is empty or holds no events of the visible units.
-
-    Source: Salakhutdinov & Murray (2008), section 4, with symmetric smoothing.
-    """
-    visible = model.visible
-    visible.check("data", data)
-    if not 0 < smoothing < 1:
-        raise ValueError(f"smoothing: expected a number in (0, 1), got {smoothing}")
-    params = {"bias": {"field": visible.fit_field(data, smoothing)}}
-    _checks.finite("data: base rate of a site without variance, ", params)
-    base_model = product(visible, bias=Bias(visible))
-    log_z = visible.log_partition(visible.field(params["bias"]["field"]))
-    return Base(base_model, params, log_z)
 
 
 def linear_betas(num_steps: int) -> Array:
@@ -158,10 +104,59 @@ def ais(
     return ais_result(ais_steps(state, model, params, base, betas, num_steps, kernel))
 
 
+def reverse_ais(
+    rng_key: Array,
+    model: Product,
+    params: Params,
+    base: Base,
+    betas: Array,
+    x: Event,
+    kernel: KernelFactory | None = None,
+) -> LogZ:
+    """Estimate log Z by annealing samples of the model back to the base.
+
+    log w = -log Z_0 + Σ_t [log f_{β_{t-1}}(x_t) - log f_{β_t}(x_t)], E[w] = 1/Z,
+    x_{t-1} ~ T_{β_{t-1}}(x_t)
+
+    With exact samples `x` the expectation of log_z is above log Z as that of `ais` is below it, so
+    that together they bracket it. From long chains the upper side is approximate: samples that
+    miss a mode of the model hide it from both sides.
+
+    Args:
+      rng_key: one typed key.
+      model: the product.
+      params: its parameters.
+      base: a proper base, e.g. from `base_rate`.
+      betas: inverse temperatures from 0 to 1, as for `ais`; they are walked backwards, [T + 1].
+      x: independent samples of the model, one per chain, [num_chains, ...].
+      kernel: builds the transition kernel from the path's product, reversible as `block_gibbs` is
+        in x; `block_gibbs` when None.
+
+    Returns:
+      LogZ.
+
+    Raises:
+      ValueError: as `ais`, or if `x` holds no events of the visible units.
+
+    Source: Burda, Grosse & Salakhutdinov (2015); Grosse, Ancha & Roy (2016).
+    """
+    model.visible.check("x", x)
+    num_chains = _checks.leading_axis("x", x)
+    state = ais_init(rng_key, model, params, base, betas, num_chains, reverse_from=x)
+    num_steps = jnp.shape(betas)[0] - 1
+    return ais_result(ais_steps(state, model, params, base, betas, num_steps, kernel))
+
+
 def ais_init(
-    rng_key: Array, model: Product, params: Params, base: Base, betas: Array, num_chains: int
+    rng_key: Array,
+    model: Product,
+    params: Params,
+    base: Base,
+    betas: Array,
+    num_chains: int,
+    reverse_from: Event | None = None,
 ) -> AISState:
-    """Draw the chains from the base; arguments as in `ais`."""
+    """Draw the chains from the base, or take model samples to go back from; see `ais`."""
     _checks.rng_key("rng_key", rng_key)
     if _checks.positive_int("num_chains", num_chains) < 2:
         raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
@@ -169,7 +164,7 @@ def ais_init(
         raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
     model.check_params(params)
     _check_betas(betas)
-    return _ais_init(rng_key, model, params, base, num_chains)
+    return _ais_init(rng_key, model, params, base, num_chains, reverse_from)
 
 
 def ais_steps(
@@ -188,52 +183,15 @@ def ais_steps(
 
 
 def ais_result(state: AISState) -> LogZ:
-    """Summarise the weights of a run that has come to β = 1."""
+    """Summarise the weights of a run that has come to its end."""
     log_w = state.log_weights
     num_chains = log_w.shape[0]
-    log_z = jax.nn.logsumexp(log_w) - jnp.log(num_chains)
-    relative = jnp.exp(log_w - log_z)  # weights over their mean
+    log_mean = jax.nn.logsumexp(log_w) - jnp.log(num_chains)
+    relative = jnp.exp(log_w - log_mean)  # weights over their mean
     std_err = jnp.std(relative, ddof=1) / jnp.sqrt(num_chains)
     ess = num_chains / jnp.mean(relative**2)
+    log_z = state.direction * log_mean
     return LogZ(log_z, std_err, ess, log_z - 1.96 * std_err, log_z + 1.96 * std_err, log_w)
-
-
-def log_likelihood(
-    model: Product, params: Params, x: Event, log_z: LogZ | Array | float
-) -> LogLikelihood:
-    """Mean log-likelihood of a batch `x` [N, ...], in nats per example.
-
-    Args:
-      model: the product.
-      params: its parameters.
-      x: batch of events.
-      log_z: LogZ from `ais`, whose interval is passed on, or an exact value, with no width.
-
-    Returns:
-      LogLikelihood. Its interval covers the error of log Z only, not the choice of the examples.
-
-    Raises:
-      ValueError: if `x` is empty or holds no events of the visible units.
-    """
-    model.visible.check("x", x)
-    model.check_params(params)
-    density = _log_densities(model, params, x)
-    mean = jnp.mean(density)
-    if not isinstance(log_z, LogZ):
-        value = mean - log_z
-        return LogLikelihood(value, value, value, jnp.asarray(jnp.nan), density - log_z)
-    return LogLikelihood(
-        mean - log_z.log_z,
-        mean - log_z.ci_high,
-        mean - log_z.ci_low,
-        log_z.ess,
-        density - log_z.log_z,
-    )
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _log_densities(model: Product, params: Params, x: Event) -> Array:
-    return jax.vmap(model.log_density, in_axes=(None, 0))(params, x)
 
 
 def _path(model: Product, base: Base) -> Product:
@@ -250,10 +208,17 @@ def _path_params(path: Product, params: Params, base: Base, beta: Array) -> Para
 
 @functools.partial(jax.jit, static_argnames=("model", "num_chains"))
 def _ais_init(
-    rng_key: Array, model: Product, params: Params, base: Base, num_chains: int
+    rng_key: Array,
+    model: Product,
+    params: Params,
+    base: Base,
+    num_chains: int,
+    reverse_from: Event | None,
 ) -> AISState:
     base_key, run_key = jax.random.split(rng_key)
-    x = jax.vmap(base.sample)(chains.chain_keys(base_key, num_chains))
+    x = reverse_from
+    if x is None:
+        x = jax.vmap(base.sample)(chains.chain_keys(base_key, num_chains))
     kernel = block_gibbs(_path(model, base))
     states = jax.vmap(lambda x: kernel.init(run_key, params, x))(x)
     # Tempering to β = 0 leaves constants: the model's at the start (H log 2 for binary hidden
@@ -262,7 +227,14 @@ def _ais_init(
     left_at_start = jnp.sum(model.log_factors(model.temper(params, 0.0), start))
     left_at_end = jnp.sum(base.model.log_factors(base.model.temper(base.params, 0.0), start))
     log_z_0 = base.log_z + left_at_start - left_at_end
-    return AISState(jnp.zeros((), jnp.int32), states, jnp.full(num_chains, log_z_0), run_key)
+    direction = 1 if reverse_from is None else -1
+    return AISState(
+        step=jnp.zeros((), jnp.int32),
+        direction=jnp.asarray(direction, jnp.int32),
+        chains=states,
+        log_weights=jnp.full(num_chains, direction * log_z_0),
+        rng_key=run_key,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "make_kernel"))
@@ -278,9 +250,14 @@ def _ais_steps(
     path = _path(model, base)
     kernel = make_kernel(path)
 
+    last = betas.shape[0] - 1
+
+    def beta_at(index: Array) -> Array:
+        return betas[jnp.where(state.direction > 0, index, last - index)]
+
     def body(index: Array, state: AISState) -> AISState:
-        old = _path_params(path, params, base, betas[index])
-        new = _path_params(path, params, base, betas[index + 1])
+        old = _path_params(path, params, base, beta_at(index))
+        new = _path_params(path, params, base, beta_at(index + 1))
         # Differences before sums: the factors are large, their increments small.
         increments = jax.vmap(
             lambda x: jnp.sum(path.log_factors(new, x) - path.log_factors(old, x))
@@ -288,10 +265,10 @@ def _ais_steps(
         step_key = jax.random.fold_in(state.rng_key, index)
         states, _ = chains.step_all(step_key, kernel, new, state.chains)
         log_weights = (state.log_weights + increments).astype(state.log_weights.dtype)
-        return AISState(index + 1, states, log_weights, state.rng_key)
+        return state._replace(step=index + 1, chains=states, log_weights=log_weights)
 
-    last = jnp.minimum(state.step + num_steps, betas.shape[0] - 1).astype(state.step.dtype)
-    return jax.lax.fori_loop(state.step, last, body, state)
+    stop = jnp.minimum(state.step + num_steps, last).astype(state.step.dtype)
+    return jax.lax.fori_loop(state.step, stop, body, state)
 
 
 def _check_betas(betas: Array) -> None:

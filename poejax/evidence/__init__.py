@@ -1,0 +1,31 @@
+"""Evidence of models too large to enumerate, with honest error bars."""
+
+from poejax.evidence.annealing import (
+    AISState,
+    LogZ,
+    ais,
+    ais_init,
+    ais_result,
+    ais_steps,
+    linear_betas,
+    reverse_ais,
+    salakhutdinov_murray_betas,
+)
+from poejax.evidence.base import Base, base_rate
+from poejax.evidence.likelihood import LogLikelihood, log_likelihood
+
+__all__ = [
+    "AISState",
+    "Base",
+    "LogLikelihood",
+    "LogZ",
+    "ais",
+    "ais_init",
+    "ais_result",
+    "ais_steps",
+    "base_rate",
+    "linear_betas",
+    "log_likelihood",
+    "reverse_ais",
+    "salakhutdinov_murray_betas",
+]
