@@ -188,7 +188,7 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
     directory = workdir / "checkpoints"
     state = initial_state(config, problem)
     if checkpoint.latest_step(directory) is None:
-        checkpoint.save(directory, state)
+        checkpoint.save(directory, state, config=runs.jsonable(config))
     else:
         state = checkpoint.restore(directory, state)
     step = int(state.step)
@@ -224,7 +224,11 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
                 **monitor(state.average),
             }
             checkpoint.save(
-                directory, state, metrics=record, best_metric="validation_pseudo_log_likelihood"
+                directory,
+                state,
+                config=runs.jsonable(config),
+                metrics=record,
+                best_metric="validation_pseudo_log_likelihood",
             )
             log.append(record)
             bar.update(taken)
@@ -247,7 +251,9 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     problem = build(config)
     runs.open_workdir(workdir, config, config.resume, unchecked=("workdir", "resume"))
     state, records = train(config, problem, workdir)
-    checkpoint.save_params(workdir / "params", state.average, overwrite=True)
+    checkpoint.save_params(
+        workdir / "params", state.average, config=runs.jsonable(config), overwrite=True
+    )
     betas = (
         pj.evidence.linear_betas(config.ais_steps)
         if config.ais_steps

@@ -53,7 +53,7 @@ def open_workdir(workdir: Path, config: Any, resume: bool, unchecked: tuple[str,
       ValueError: if the run that lies there has another config; names the fields.
     """
     path = workdir / "config.json"
-    fields = {k: v for k, v in _jsonable(config).items() if k not in unchecked}
+    fields = {k: v for k, v in jsonable(config).items() if k not in unchecked}
     if path.exists():
         if not resume:
             raise FileExistsError(
@@ -125,5 +125,6 @@ def machine() -> str:
     )
 
 
-def _jsonable(config: Any) -> dict[str, Any]:
+def jsonable(config: Any) -> dict[str, Any]:
+    """Return the fields of a config dataclass as JSON holds them."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}

@@ -207,11 +207,14 @@ def _say(expert: Expert, params: Params, beta: Array, key: Array, x: Event) -> d
     }
 
 
-_say_compiled = jax.jit(_say, static_argnums=0)
-_EVALUATE_OPTIONS: dict[str, bool | str] = {"xla_backend_optimization_level": "0"}  # it runs once
+# Small functions that run a few times: their compilation is what takes the time.
+_compile = functools.partial(
+    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": "0"}
+)
+_say_compiled = _compile(_say)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=_EVALUATE_OPTIONS)
+@_compile
 def _evaluate(expert: Expert, params: Params, beta: Array, keys: Array, x: Event) -> dict[str, Any]:
     """All that is compared at one beta, for events x [E, ...] and keys [E, n], compiled once."""
 
@@ -302,7 +305,7 @@ def _divergence(q: Any, p: Any) -> Any:
 def _check_retrace(expert: Expert, params: Params, x: Event) -> None:
     num_traces = 0
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @_compile
     def log_factors(expert: Expert, params: Params) -> Array:
         nonlocal num_traces
         num_traces += 1
@@ -310,7 +313,9 @@ def _check_retrace(expert: Expert, params: Params, x: Event) -> None:
 
     rebuilt = copy.deepcopy(expert)
     if rebuilt != expert or hash(rebuilt) != hash(expert):
-        what = f"law 'retrace' fails: expected a deep copy to equal {expert}, found that it does not"
+        what = (
+            f"law 'retrace' fails: expected a deep copy to equal {expert}, found that it does not"
+        )
         raise AssertionError(what)
     log_factors(expert, params)
     log_factors(rebuilt, jax.tree.map(lambda leaf: 2 * leaf, params))

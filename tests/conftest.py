@@ -39,7 +39,7 @@ _compilations: list[str] = []
 
 def _count(event: str, duration: float, **kwargs: object) -> None:
     del duration, kwargs
-    if event.endswith("backend_compile_duration"):
+    if event.endswith("jaxpr_to_mlir_module_duration"):
         _compilations.append(event)
 
 

@@ -97,12 +97,17 @@ def test_killed_five_times_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path
     def lines() -> int:
         return len(log.read_text().splitlines()) if log.exists() else 0
 
+    # The six processes share what XLA compiles; it changes no bit, and saves a minute.
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     for attempt in range(5):
         process = subprocess.Popen(
             command(*options, "--workdir", str(killed), "--resume"),
             cwd=ROOT,
             stderr=subprocess.DEVNULL,
-            env=os.environ,
+            env=os.environ | cache,
         )
         # Let it get on by a few reports, then kill it at any moment, mid-save included.
         target = lines() + rng.randint(1, 6)
@@ -121,6 +126,7 @@ def test_killed_five_times_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path
         check=True,
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
+        env=os.environ | cache,
     )
     resumed = pj.checkpoint.restore(killed / "checkpoints", whole)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):

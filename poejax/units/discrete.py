@@ -33,7 +33,8 @@ class Bernoulli(VectorUnit):
         return _bits(index, self.size).astype(jnp.result_type(float))
 
     def log_partitions(self, field: Field) -> Array:
-        return jax.nn.softplus(field)
+        # jax.nn.softplus costs 2-3 times as much on a CPU, in handling cases that cannot occur.
+        return jnp.maximum(field, 0) + jnp.log1p(jnp.exp(-jnp.abs(field)))
 
     def mean(self, field: Field) -> Event:
         return jax.nn.sigmoid(field)
@@ -66,7 +67,7 @@ class Spin(VectorUnit):
         return 2 * _bits(index, self.size).astype(jnp.result_type(float)) - 1
 
     def log_partitions(self, field: Field) -> Array:
-        return jnp.logaddexp(field, -field)
+        return jnp.abs(field) + jnp.log1p(jnp.exp(-2 * jnp.abs(field)))
 
     def mean(self, field: Field) -> Event:
         return jnp.tanh(field)
