@@ -23,8 +23,8 @@ _PANELS = {
         "train_pseudo_log_likelihood",
         "validation_pseudo_log_likelihood",
     ],
-    "free energy gap, train - validation (nats)": ["free_energy_gap"],
-    "reconstruction error (squared, per pixel)": ["reconstruction_error"],
+    "free energy gap (nats)": ["free_energy_gap"],
+    "squared error per pixel": ["reconstruction_error"],
     "examples per second": ["examples_per_second"],
 }
 

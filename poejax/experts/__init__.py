@@ -2,6 +2,18 @@
 
 from poejax.experts.base import Expert
 from poejax.experts.bias import Bias
+from poejax.experts.gaussian import Gaussian
+from poejax.experts.gaussian_mixture import GaussianMixture
 from poejax.experts.hidden_bank import HiddenBank
+from poejax.experts.student_t import StudentT
+from poejax.experts.unigauss import Unigauss
 
-__all__ = ["Bias", "Expert", "HiddenBank"]
+__all__ = [
+    "Bias",
+    "Expert",
+    "Gaussian",
+    "GaussianMixture",
+    "HiddenBank",
+    "StudentT",
+    "Unigauss",
+]

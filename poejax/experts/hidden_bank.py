@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
+
+_ALGORITHMS = {"bfloat16": jax.lax.DotAlgorithmPreset.BF16_BF16_F32}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +31,10 @@ class HiddenBank(Expert):
       hidden: hidden units with a proper base measure: Bernoulli, Spin, Categorical,
         StandardGaussian, or a Joint of these.
       init_scale: standard deviation of the initial weights; 0.01 as in Hinton (2010), section 8.
-      compute_dtype: dtype of the matrix products, e.g. "bfloat16"; they accumulate, and
-        everything else runs, in at least float32. Without it they follow JAX's
-        `default_matmul_precision`, which on TPU and GPU may round their operands.
+      compute_dtype: "bfloat16" rounds the operands of matrix products, forward and backward, on
+        TPU and GPU (a CPU has no such unit and stays in float32); they accumulate, and everything
+        else runs, in float32. None follows JAX's `default_matmul_precision`, which on TPU and GPU
+        may round too.
 
     Source: Smolensky (1986), Hinton (2002); Welling, Rosen-Zvi & Hinton (2004) for general units.
     """
@@ -41,6 +44,10 @@ class HiddenBank(Expert):
     compute_dtype: str | None = None
 
     def __post_init__(self) -> None:
+        if self.compute_dtype not in (None, *_ALGORITHMS):
+            raise ValueError(
+                f"compute_dtype: expected None or 'bfloat16', got {self.compute_dtype!r}"
+            )
         if not self.hidden.has_proper_base:
             raise ValueError(
                 f"hidden: expected units with a proper base measure, got {self.hidden}; "
@@ -91,9 +98,10 @@ class HiddenBank(Expert):
         return set_beta(params, beta)
 
     def _matmul(self, v: Array, w: Array) -> Array:
-        kwargs: dict[str, Any] = {}
-        if self.compute_dtype is not None:
-            # Sampling in a low dtype would bias rare events, so products come back in float32.
-            v, w = v.astype(self.compute_dtype), w.astype(self.compute_dtype)
-            kwargs["preferred_element_type"] = jnp.float32
-        return jnp.matmul(v, w, **kwargs)
+        # A dot algorithm, not a cast: casting would round the summed gradients too, of which
+        # contrastive learning takes small differences, and sampling in a low dtype biases rare
+        # events.
+        if self.compute_dtype is None:
+            return jnp.matmul(v, w)
+        low = functools.partial(jnp.matmul, precision=_ALGORITHMS[self.compute_dtype])
+        return jax.lax.platform_dependent(v, w, cpu=jnp.matmul, default=low)

@@ -3,6 +3,16 @@
 from poejax.units.base import Unit
 from poejax.units.discrete import Bernoulli, Categorical, Spin
 from poejax.units.gaussian import GaussianDiag, StandardGaussian
+from poejax.units.gaussian_full import Gaussian
 from poejax.units.joint import Joint
 
-__all__ = ["Bernoulli", "Categorical", "GaussianDiag", "Joint", "Spin", "StandardGaussian", "Unit"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
+    "GaussianDiag",
+    "Joint",
+    "Spin",
+    "StandardGaussian",
+    "Unit",
+]

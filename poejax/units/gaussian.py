@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from poejax.types import Array, Event, Field, Params
 from poejax.units.base import VectorUnit, as_float, check_batch
 
-_HALF_LOG_2PI = 0.9189385332046727
+HALF_LOG_2PI = 0.9189385332046727
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,10 @@ class GaussianDiag(VectorUnit):
     def linear_field(self, v: Array) -> Field:
         return {"linear": v, "precision": jnp.zeros_like(v)}
 
+    def diagonal_field(self, linear: Array, precision: Array) -> Field:
+        """Return the field with a linear part and a diagonal precision."""
+        return {"linear": linear, "precision": precision}
+
     def init_field(self) -> Params:
         return {"linear": jnp.zeros(self.size), "log_precision": jnp.zeros(self.size)}
 
@@ -57,7 +61,7 @@ class GaussianDiag(VectorUnit):
     def log_partitions(self, field: Field) -> Array:
         proper = field["precision"] > 0
         precision = jnp.where(proper, field["precision"], 1.0)
-        value = 0.5 * (field["linear"] ** 2 / precision - jnp.log(precision)) + _HALF_LOG_2PI
+        value = 0.5 * (field["linear"] ** 2 / precision - jnp.log(precision)) + HALF_LOG_2PI
         return jnp.where(proper, value, jnp.inf)
 
     def mean(self, field: Field) -> Event:
@@ -101,7 +105,7 @@ class StandardGaussian(VectorUnit):
         return -0.5 * jnp.sum(self.linear_statistic(x) ** 2)
 
     def log_partitions(self, field: Field) -> Array:
-        return 0.5 * field**2 + _HALF_LOG_2PI
+        return 0.5 * field**2 + HALF_LOG_2PI
 
     def mean(self, field: Field) -> Event:
         return field

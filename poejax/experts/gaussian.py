@@ -1,0 +1,102 @@
+"""A Gaussian factor: on one coordinate, axis-aligned, or with a full precision."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from poejax.experts.base import Expert, get_beta, set_beta
+from poejax.types import Array, Event, Field, Latent, Params
+from poejax.units import Gaussian as GaussianUnit
+from poejax.units import GaussianDiag
+from poejax.units.gaussian_full import triangular_rows
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian(Expert):
+    """log f(x) = beta log N(x; μ, Λ⁻¹); no latents; adds the field of mean μ and precision Λ.
+
+    Params, all unconstrained: {"mean": [D], "log_precision": [D]} when diagonal;
+    {"mean": [D], "log_diagonal": [D], "off_diagonal": [D (D - 1) / 2]} when full, with
+    Λ = RᵀR and R upper triangular. With `coordinate` set, D = 1 and the factor is N(x_i; μ, 1/λ).
+
+    Args:
+      visible: GaussianDiag or Gaussian units; "full" needs Gaussian.
+      covariance: "diag" or "full".
+      coordinate: the only coordinate this factor sees; all when None.
+    """
+
+    covariance: Literal["diag", "full"] = "diag"
+    coordinate: int | None = None
+
+    def __post_init__(self) -> None:
+        visible = require_real(self.visible)
+        if self.covariance not in ("diag", "full"):
+            raise ValueError(f"covariance: expected 'diag' or 'full', got {self.covariance!r}")
+        if self.covariance == "full" and isinstance(visible, GaussianDiag):
+            raise ValueError(f"covariance: 'full' needs units.Gaussian, got {visible}")
+        if self.coordinate is not None and not 0 <= self.coordinate < visible.size:
+            raise ValueError(f"coordinate: expected 0 to {visible.size - 1}, got {self.coordinate}")
+        if self.coordinate is not None and self.covariance == "full":
+            raise ValueError("coordinate: expected with covariance='diag', got 'full'")
+
+    @property
+    def num_factors(self) -> int:
+        return 1
+
+    def init(self, rng_key: Array) -> Params:
+        size = 1 if self.coordinate is not None else require_real(self.visible).size
+        mean = jax.random.normal(rng_key, (size,))
+        if self.covariance == "diag":
+            return {"mean": mean, "log_precision": jnp.zeros(size)}
+        off_diagonal = jnp.zeros(size * (size - 1) // 2)
+        return {"mean": mean, "log_diagonal": jnp.zeros(size), "off_diagonal": off_diagonal}
+
+    def log_factors(self, params: Params, x: Event) -> Array:
+        # Through the centred residual, not the field: μᵀΛμ would cancel badly far from zero.
+        centred = self._seen(self.visible.linear_statistic(x)) - params["mean"]
+        if self.covariance == "diag":
+            log_scale = 0.5 * params["log_precision"]
+            residual = jnp.exp(log_scale) * centred
+        else:
+            log_scale = params["log_diagonal"]
+            residual = triangular_rows(params) @ centred
+        log_density = jnp.sum(log_scale - HALF_LOG_2PI - 0.5 * residual**2)
+        return (get_beta(params) * log_density)[None]
+
+    def latent_log_weight(self, params: Params, z: Latent) -> Array:
+        # <field, t(x)> leaves out what does not depend on x: the factor at zero.
+        return self.log_factors(params, jnp.zeros(require_real(self.visible).size))[0]
+
+    def visible_field(self, params: Params, z: Latent) -> Field:
+        visible, beta = require_real(self.visible), get_beta(params)
+        if self.covariance == "full":
+            rows = triangular_rows(params)
+            field = {"linear": rows.T @ (rows @ params["mean"]), "rows": rows}
+        elif self.coordinate is None:
+            precision = jnp.exp(params["log_precision"])
+            field = visible.diagonal_field(params["mean"] * precision, precision)
+        else:
+            site = jax.nn.one_hot(self.coordinate, visible.size)
+            precision = site * jnp.exp(params["log_precision"])
+            field = visible.diagonal_field(params["mean"] * precision, precision)
+        return visible.scale(field, beta)
+
+    def temper(self, params: Params, beta: Array | float) -> Params:
+        return set_beta(params, beta)
+
+    def _seen(self, x: Array) -> Array:
+        return x if self.coordinate is None else x[self.coordinate][None]
+
+
+def require_real(visible: object) -> GaussianDiag | GaussianUnit:
+    """Return `visible` if it is a block of real visible units."""
+    if not isinstance(visible, GaussianDiag | GaussianUnit):
+        raise ValueError(f"visible: expected units.GaussianDiag or units.Gaussian, got {visible}")
+    return visible

@@ -1,0 +1,90 @@
+"""Mixtures of Gaussians as experts: one per coordinate, or one over all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from poejax import _checks
+from poejax.experts.base import Expert, get_beta, set_beta
+from poejax.experts.gaussian import HALF_LOG_2PI, require_real
+from poejax.types import Array, Event, Field, Latent, Params
+from poejax.units import Categorical
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianMixture(Expert):
+    """Mixture experts with diagonal components.
+
+    Per coordinate (default): log f_i(x) = log Σ_k π_ik N(x_i; μ_ik, 1/λ_ik), D factors.
+    Joint: log f(x) = log Σ_k π_k N(x; μ_k, diag(1/λ_k)), one factor.
+
+    The latent is one-hot, the component chosen, [D, K] or [1, K]; it adds that component's field.
+    Params, all unconstrained: {"logits": [M, K], "mean": [M, K, D/M], "log_precision" alike}, with
+    M = D per coordinate and M = 1 joint, π = softmax(logits). `temper` scales the joint log density
+    of (x, component), so that at 0 every component weighs the same.
+
+    Args:
+      visible: GaussianDiag or Gaussian units.
+      num_components: K of each mixture.
+      joint: one mixture over all coordinates instead of one for each.
+    """
+
+    num_components: int
+    joint: bool = False
+
+    def __post_init__(self) -> None:
+        require_real(self.visible)
+        _checks.positive_int("num_components", self.num_components)
+
+    @property
+    def num_factors(self) -> int:
+        return 1 if self.joint else require_real(self.visible).size
+
+    @property
+    def num_latent_states(self) -> int:
+        return int(self.num_components**self.num_factors)
+
+    def init(self, rng_key: Array) -> Params:
+        shape = (self.num_factors, self.num_components)
+        mean = jax.random.normal(rng_key, (*shape, require_real(self.visible).size // shape[0]))
+        return {"logits": jnp.zeros(shape), "mean": mean, "log_precision": jnp.zeros_like(mean)}
+
+    def log_factors(self, params: Params, x: Event) -> Array:
+        return jax.nn.logsumexp(self._log_joints(params, x), axis=-1)
+
+    def latent_log_weight(self, params: Params, z: Latent) -> Array:
+        at_zero = self._log_joints(params, jnp.zeros(require_real(self.visible).size))
+        return jnp.sum(z * at_zero)
+
+    def latent_state_at(self, index: Array) -> Latent:
+        return self._choice().state_at(index)
+
+    def sample_latent(self, rng_key: Array, params: Params, x: Event) -> Latent:
+        return self._choice().sample(rng_key, self._log_joints(params, x))
+
+    def latent_mean(self, params: Params, x: Event) -> Latent:
+        return jax.nn.softmax(self._log_joints(params, x), axis=-1)
+
+    def visible_field(self, params: Params, z: Latent) -> Field:
+        visible = require_real(self.visible)
+        precision = jnp.exp(params["log_precision"])
+        linear = jnp.einsum("mk,mkd->md", z, params["mean"] * precision).reshape(-1)
+        chosen = jnp.einsum("mk,mkd->md", z, precision).reshape(-1)
+        return visible.scale(visible.diagonal_field(linear, chosen), get_beta(params))
+
+    def temper(self, params: Params, beta: Array | float) -> Params:
+        return set_beta(params, beta)
+
+    def _choice(self) -> Categorical:
+        return Categorical(self.num_factors, self.num_components)
+
+    def _log_joints(self, params: Params, x: Event) -> Array:
+        """Return beta log (π_mk N(x_m; μ_mk, 1/λ_mk)), [M, K]."""
+        x = self.visible.linear_statistic(x).reshape(self.num_factors, 1, -1)
+        half_log = 0.5 * params["log_precision"]
+        residual = jnp.exp(half_log) * (x - params["mean"])
+        log_normal = jnp.sum(half_log - HALF_LOG_2PI - 0.5 * residual**2, axis=-1)
+        return get_beta(params) * (jax.nn.log_softmax(params["logits"], axis=-1) + log_normal)
