@@ -36,15 +36,7 @@ def log_z(model: Product, params: Params, max_states: int = MAX_STATES) -> Array
     Raises:
       ValueError: if neither side is finite or within the budget, or the model is not normalisable.
     """
-    on_visible = _enumerate_visible(model, max_states)
-    model.check_params(params)
-    value = _log_z(model, params, on_visible)
-    if _checks.is_concrete(value) and not bool(jnp.isfinite(value)):
-        raise ValueError(
-            f"log_z: expected a normalisable model, got log Z = {value}; for real visible units "
-            "some expert must add a positive precision"
-        )
-    return value
+    return _enumerate(model, params, max_states)
 
 
 def log_prob(model: Product, params: Params, x: Event, log_z: Array | None = None) -> Array:
@@ -57,7 +49,7 @@ def log_prob(model: Product, params: Params, x: Event, log_z: Array | None = Non
       log_z: log partition function; computed by enumeration when None.
     """
     if log_z is None:
-        log_z = globals()["log_z"](model, params)
+        log_z = _enumerate(model, params, MAX_STATES)
     return model.log_density(params, x) - log_z
 
 
@@ -70,6 +62,18 @@ def probabilities(model: Product, params: Params) -> Array:
     count = _budget("probabilities", "visible", model.visible.num_states, 2**24)
     model.check_params(params)
     return _probabilities(model, params, count)
+
+
+def _enumerate(model: Product, params: Params, max_states: int) -> Array:
+    on_visible = _enumerate_visible(model, max_states)
+    model.check_params(params)
+    value = _log_z(model, params, on_visible)
+    if _checks.is_concrete(value) and not bool(jnp.isfinite(value)):
+        raise ValueError(
+            f"log_z: expected a normalisable model, got log Z = {value}; for real visible units "
+            "some expert must add a positive precision"
+        )
+    return value
 
 
 @functools.partial(jax.jit, static_argnames=("model", "on_visible"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +101,7 @@ class Product(Expert):
     def check_params(self, params: Params) -> None:
         """Raise ValueError unless `params` has this model's structure, shapes and finite values."""
         expected = jax.eval_shape(self.init, jax.random.key(0))
-        _checks.same_structure("params", _without_beta(params), expected)
+        _checks.same_structure("params", params, expected, optional="beta")
         _checks.finite("params", params)
 
     def _keyed(self, rng_key: Array) -> list[tuple[str, Expert, Array]]:
@@ -146,9 +145,3 @@ def product(visible: Unit, **experts: Expert) -> Product:
                 f"product: expected expert {name!r} to see {visible}, got {expert.visible}"
             )
     return Product(visible, tuple(experts.items()))
-
-
-def _without_beta(params: Any) -> Any:
-    if not isinstance(params, dict):
-        return params
-    return {key: _without_beta(value) for key, value in params.items() if key != "beta"}

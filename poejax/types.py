@@ -39,7 +39,10 @@ class EstimatorInfo(NamedTuple):
 
 
 class Kernel(Protocol):
-    """A Markov chain on one visible event that leaves exp(log_density(params, x)) invariant."""
+    """A Markov chain on one visible event that leaves exp(log_density(params, x)) invariant.
+
+    Its states hold that event as `state.x`.
+    """
 
     def init(self, rng_key: Array, params: Params, x: Event, clamp: PyTree = None) -> Any: ...
 

@@ -99,7 +99,7 @@ def ais(
 
     Source: Neal (2001); Salakhutdinov & Murray (2008), section 3.
     """
-    state = ais_init(rng_key, model, params, base, betas, num_chains)
+    state = ais_init(rng_key, model, params, base, betas, num_chains, kernel=kernel)
     num_steps = jnp.shape(betas)[0] - 1
     return ais_result(ais_steps(state, model, params, base, betas, num_steps, kernel))
 
@@ -142,7 +142,7 @@ def reverse_ais(
     """
     model.visible.check("x", x)
     num_chains = _checks.leading_axis("x", x)
-    state = ais_init(rng_key, model, params, base, betas, num_chains, reverse_from=x)
+    state = ais_init(rng_key, model, params, base, betas, num_chains, x, kernel)
     num_steps = jnp.shape(betas)[0] - 1
     return ais_result(ais_steps(state, model, params, base, betas, num_steps, kernel))
 
@@ -155,6 +155,7 @@ def ais_init(
     betas: Array,
     num_chains: int,
     reverse_from: Event | None = None,
+    kernel: KernelFactory | None = None,
 ) -> AISState:
     """Draw the chains from the base, or take model samples to go back from; see `ais`."""
     _checks.rng_key("rng_key", rng_key)
@@ -164,7 +165,7 @@ def ais_init(
         raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
     model.check_params(params)
     _check_betas(betas)
-    return _ais_init(rng_key, model, params, base, num_chains, reverse_from)
+    return _ais_init(rng_key, model, params, base, num_chains, reverse_from, kernel or block_gibbs)
 
 
 def ais_steps(
@@ -206,7 +207,7 @@ def _path_params(path: Product, params: Params, base: Base, beta: Array) -> Para
     }
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_chains"))
+@functools.partial(jax.jit, static_argnames=("model", "num_chains", "make_kernel"))
 def _ais_init(
     rng_key: Array,
     model: Product,
@@ -214,13 +215,17 @@ def _ais_init(
     base: Base,
     num_chains: int,
     reverse_from: Event | None,
+    make_kernel: KernelFactory,
 ) -> AISState:
     base_key, run_key = jax.random.split(rng_key)
     x = reverse_from
     if x is None:
         x = jax.vmap(base.sample)(chains.chain_keys(base_key, num_chains))
-    kernel = block_gibbs(_path(model, base))
-    states = jax.vmap(lambda x: kernel.init(run_key, params, x))(x)
+    path = _path(model, base)
+    beta = jnp.asarray(0.0 if reverse_from is None else 1.0)
+    states = jax.vmap(make_kernel(path).init, in_axes=(0, None, 0))(
+        chains.chain_keys(run_key, num_chains), _path_params(path, params, base, beta), x
+    )
     # Tempering to β = 0 leaves constants: the model's at the start (H log 2 for binary hidden
     # units) multiply Z_0, the base's at the end would multiply Z.
     start = jax.tree.map(lambda leaf: leaf[0], x)
@@ -249,7 +254,6 @@ def _ais_steps(
 ) -> AISState:
     path = _path(model, base)
     kernel = make_kernel(path)
-
     last = betas.shape[0] - 1
 
     def beta_at(index: Array) -> Array:
