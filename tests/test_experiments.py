@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import poejax as pj
-from experiments import mnist_rbm
+from experiments import bars_and_stripes, benchmark, mnist_rbm
 
 ROOT = Path(__file__).parent.parent
 SMOKE = dataclasses.replace(mnist_rbm.PRESETS["smoke"], ais_steps=20, sample_steps=5)
@@ -135,3 +135,19 @@ def test_killed_five_times_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path
         np.testing.assert_array_equal(a, b)
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == [12 * (i + 1) for i in range(60)]
+
+
+def test_bars_and_stripes_small():
+    config = bars_and_stripes.Config(num_hidden=4, num_steps=50, num_chains=10, num_seeds=1)
+    results = bars_and_stripes.train_and_evaluate(config)
+    assert set(results) == {"exact", "pcd", "cd-1"}
+    assert all(-7 < float(values.mean()) < -2.5993 for values in results.values())
+
+
+def test_benchmark_small():
+    config = benchmark.Config(
+        num_visible=20, num_hidden=10, num_chains=100, num_steps=2, num_rounds=1
+    )
+    seconds = benchmark.train_and_evaluate(config)
+    assert len(seconds) == 5
+    assert all(value > 0 for value in seconds.values())
