@@ -122,9 +122,11 @@ def init(
             raise ValueError(f"x: expected {num_chains} rows, one per chain, got {found}")
     if clamp is None:
         return jax.vmap(lambda key, x: kernel.init(key, params, x))(keys, x)
-    per_chain = jnp.ndim(jax.tree.leaves(clamp)[0]) == 2
-    if not per_chain:
+    if all(jnp.ndim(mask) == 1 for mask in jax.tree.leaves(clamp)):
+        visible.check_mask("clamp", clamp)
         clamp = jax.tree.map(lambda m: jnp.broadcast_to(m, (num_chains, *jnp.shape(m))), clamp)
+    elif (found := _checks.leading_axis("clamp", clamp)) != num_chains:
+        raise ValueError(f"clamp: expected {num_chains} rows, one per chain, got {found}")
     return jax.vmap(lambda key, x, c: kernel.init(key, params, x, c))(keys, x, clamp)
 
 
@@ -140,7 +142,8 @@ def run(
     """Run a batch of chains for `num_steps` steps, compiled once for equal kernels and shapes.
 
     The key of chain c at step s is fold_in(fold_in(rng_key, s), c): what a chain draws does not
-    depend on the number of devices, nor on how many chains run beside it.
+    depend on the number of devices, nor on how many chains run beside it. Steps count from 0 in
+    every call, so a later run of the same chains needs another key.
 
     Args:
       rng_key: one typed key.

@@ -41,6 +41,7 @@ def pseudo_log_likelihood(
     num_sites = size if num_sites is None else _checks.positive_int("num_sites", num_sites)
     if num_sites > size:
         raise ValueError(f"num_sites: expected at most {size}, got {num_sites}")
+    x = visible.linear_statistic(x)
     sites = jax.random.choice(rng_key, size, (num_sites,), replace=False)
 
     def flipped(site: Array) -> Array:

@@ -21,8 +21,10 @@ from poejax.experts import Expert
 from poejax.types import Array, Event, Params, PyTree
 
 _MAX_STATES = 2**10  # latent configurations that are summed over
-_GRID_POINTS = {1: 1025, 2: 113}  # per axis, for one and two real latents
-_GRID_REACH = 14.0  # half width of a grid, in standard deviations of the draws
+_NODES = {1: 10, 2: 5}  # per panel and axis, for one and two real latents
+_ENDS = 2.0 ** -np.arange(10, 2, -2)  # fractions of the draws that bound the outer panels
+_FRACTIONS = np.concatenate([_ENDS, np.arange(1, 8) / 8, 1 - _ENDS[::-1]])
+_TAIL = 0.5 * (2.0 ** np.arange(1, 7) - 1)  # panels that double in width, beyond the outermost
 
 
 def check_expert(
@@ -50,10 +52,10 @@ def check_expert(
     "retrace":  a deep copy of the expert is equal, hashes equal and compiles nothing new
 
     Up to 1024 latent configurations are summed over. Continuous latents of one or two numbers are
-    integrated on a grid (a logarithmic one if log_joint is not finite below zero), which suits a
-    single smooth mode. With more latents "integral" and "sample" are skipped, while "mean" and
-    "gradient" hold the sampler to the density by Monte Carlo. Without latents, "sample" and "mean"
-    say nothing and are skipped.
+    integrated on a grid that follows the draws (in their logarithm, if log_joint is not finite
+    below zero), which suits a smooth density. With more latents "integral" and "sample" are
+    skipped, while "mean" and "gradient" hold the sampler to the density by Monte Carlo. Without
+    latents "sample" and "mean" say nothing and are skipped.
 
     Args:
       expert: any expert; a Product, nested or not, is one.
@@ -264,25 +266,33 @@ def _evaluate(expert: Expert, params: Params, beta: Array, keys: Array, x: Event
 def _latent_points(expert: Expert, draws: Any, log_joint: Callable[[Any], Array]) -> Any:
     """Return all latent states, or a grid over the draws, with log weights; None if impossible."""
     count = expert.num_latent_states
+    if count is not None and count > _MAX_STATES:
+        return None
     if count is not None:
-        states = jax.vmap(expert.latent_state_at)(jnp.arange(count))
-        return (states, jnp.zeros(count)) if count <= _MAX_STATES else None
+        return jax.vmap(expert.latent_state_at)(jnp.arange(count)), jnp.zeros(count)
     _, unflatten = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], draws))
     flat = jax.vmap(_flat)(draws)
     size = flat.shape[1]
-    if size not in _GRID_POINTS:
+    if size not in _NODES:
         return None
-    # Latents that live above zero are integrated in their logarithm.
+    # Latents that live above zero are integrated over their logarithm.
     below = jax.vmap(lambda z: log_joint(unflatten(z)))(-jnp.abs(flat[:8]))
     positive = jnp.all(flat > 0) & ~jnp.any(jnp.isfinite(below))
-    y = jnp.where(positive, jnp.log(flat), flat)
-    axis = jnp.linspace(-_GRID_REACH, _GRID_REACH, _GRID_POINTS[size])
-    steps = jnp.stack(jnp.meshgrid(*[axis] * size), axis=-1).reshape(-1, size)
-    grid = y.mean(0) + y.std(0) * steps
-    log_weights = jnp.sum(
-        jnp.log(y.std(0) * (axis[1] - axis[0])) + jnp.where(positive, grid, 0), -1
+    # Gauss-Legendre panels between quantiles of the draws follow every scale of the posterior.
+    q = jnp.quantile(jnp.where(positive, jnp.log(flat), flat), _FRACTIONS, axis=0)
+    left = q[0] - _TAIL[::-1, None] * (q[1] - q[0])
+    breaks = jnp.concatenate([left, q, q[-1] + _TAIL[:, None] * (q[-1] - q[-2])])
+    node, weight = np.polynomial.legendre.leggauss(_NODES[size])
+    center, half = (breaks[1:] + breaks[:-1]) / 2, (breaks[1:] - breaks[:-1]) / 2
+    axes = (center[:, None] + half[:, None] * node[:, None]).reshape(-1, size).T
+    weights = (half[:, None] * weight[:, None]).reshape(-1, size).T
+    grid, weights = (
+        jnp.stack(jnp.meshgrid(*v), axis=-1).reshape(-1, size) for v in (axes, weights)
     )
-    return jax.vmap(unflatten)(jnp.where(positive, jnp.exp(grid), grid)), log_weights
+    points = jnp.where(positive, jnp.exp(grid), grid).astype(flat.dtype)
+    log_weights = jnp.log(weights) + jnp.where(positive, grid, 0)
+    log_weights = jnp.where(positive & (points == 0), -jnp.inf, log_weights)  # underflown
+    return jax.vmap(unflatten)(points), jnp.sum(log_weights, axis=-1)
 
 
 def _frequencies(laws: _Laws, states: Any, draws: Any) -> Any:
@@ -305,7 +315,7 @@ def _divergence(q: Any, p: Any) -> Any:
 def _check_retrace(expert: Expert, params: Params, x: Event) -> None:
     num_traces = 0
 
-    @_compile
+    @functools.partial(jax.jit, static_argnums=0)
     def log_factors(expert: Expert, params: Params) -> Array:
         nonlocal num_traces
         num_traces += 1
@@ -313,16 +323,11 @@ def _check_retrace(expert: Expert, params: Params, x: Event) -> None:
 
     rebuilt = copy.deepcopy(expert)
     if rebuilt != expert or hash(rebuilt) != hash(expert):
-        what = (
-            f"law 'retrace' fails: expected a deep copy to equal {expert}, found that it does not"
-        )
-        raise AssertionError(what)
-    log_factors(expert, params)
-    log_factors(rebuilt, jax.tree.map(lambda leaf: 2 * leaf, params))
+        raise AssertionError(f"law 'retrace' fails: expected {expert}, found a copy that differs")
+    log_factors.trace(expert, params)
+    log_factors.trace(rebuilt, jax.tree.map(lambda leaf: 2 * leaf, params))
     if num_traces != 1:
-        raise AssertionError(
-            f"law 'retrace' fails: expected 1 trace of {expert}, found {num_traces}"
-        )
+        raise AssertionError(f"law 'retrace' fails: expected 1 trace, found {num_traces}: {expert}")
 
 
 def _flat(tree: PyTree) -> Array:

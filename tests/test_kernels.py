@@ -41,7 +41,11 @@ NUM_CHAINS = 20_000
 NUM_STEPS = 3
 
 
-@functools.partial(jax.jit, static_argnums=0)
+# Each of these functions runs once: what takes the time is compiling them.
+OPTIONS = {"xla_backend_optimization_level": "0"}
+
+
+@functools.partial(jax.jit, static_argnames="model", compiler_options=OPTIONS)
 def tabulate(model, params, states):
     """Statistics [Sx, M], log p(z | x) [Sx, Sz], log p(x | z) [Sz, Sx] and log p(x) [Sx]."""
     latents = jax.vmap(model.latent_state_at)(jnp.arange(model.num_latent_states))
@@ -154,13 +158,35 @@ def test_the_sweep_is_that_of_the_reference(name):
     np.testing.assert_allclose(case.pi, machine.probabilities()[order], atol=1e-5)
 
 
+def visible_of(params, state, info):
+    return state.x
+
+
+@functools.partial(
+    jax.jit, static_argnames=("kernel", "num_chains", "num_steps"), compiler_options=OPTIONS
+)
+def simulate(rng_key, kernel, params, num_chains, num_steps, x=None, clamp=None):
+    """Visible events of a run at every step, [num_steps, num_chains, ...]."""
+    states = pj.chains.init(rng_key, kernel, params, num_chains, x, clamp)
+    states, seen = pj.chains.run(
+        rng_key, kernel, params, states, num_steps, pj.chains.History(visible_of)
+    )
+    return seen
+
+
+def after_steps(case, seed, start, num_steps=NUM_STEPS, clamp=None):
+    """State numbers of chains started at the state numbers `start`."""
+    if clamp is not None:
+        clamp = jax.tree.map(jnp.asarray, clamp)
+    key, x = jax.random.key(seed), case.rows(start)
+    seen = simulate(key, case.kernel, case.params, len(start), num_steps, x, clamp)
+    return case.index(jax.tree.map(lambda leaf: leaf[-1], seen))
+
+
 def stationary_z_scores(case, seed=0):
     """z-scores of the counts after a few steps of chains that start from exact samples."""
     start = np.random.default_rng(seed).choice(len(case.pi), NUM_CHAINS, p=case.pi)
-    key = jax.random.key(seed)
-    states = pj.chains.init(key, case.kernel, case.params, NUM_CHAINS, case.rows(start))
-    states, _ = pj.chains.run(key, case.kernel, case.params, states, NUM_STEPS)
-    counts = np.bincount(case.index(states.x), minlength=len(case.pi))
+    counts = np.bincount(after_steps(case, seed, start), minlength=len(case.pi))
     return reference.count_z_scores(counts, case.pi)
 
 
@@ -177,11 +203,7 @@ def test_clamped_chains_stay_at_the_conditional(name):
     first = int(np.argsort(case.pi)[len(case.pi) // 2])
     target = case.conditional(first)
     start = np.random.default_rng(1).choice(len(target), NUM_CHAINS, p=target)
-    key, x = jax.random.key(1), case.rows(start)
-    clamp = jax.tree.map(jnp.asarray, case.mask)
-    states = pj.chains.init(key, case.kernel, case.params, NUM_CHAINS, x, clamp)
-    states, _ = pj.chains.run(key, case.kernel, case.params, states, NUM_STEPS)
-    found = case.index(states.x)
+    found = after_steps(case, 1, start, clamp=case.mask)
     held = case.t[:, case.statistic_mask]
     np.testing.assert_array_equal(held[found], held[start])
     assert (found != start).mean() > 0.1  # the free sites do move
@@ -197,11 +219,8 @@ def test_one_step_draws_the_rows_of_the_matrix(clamped):
     count = len(case.pi)
     per_state = NUM_CHAINS // count
     start = np.repeat(np.arange(count), per_state)
-    clamp = jnp.asarray(case.mask) if clamped else None
-    key = jax.random.key(2)
-    states = pj.chains.init(key, case.kernel, case.params, len(start), case.rows(start), clamp)
-    states, _ = pj.chains.run(key, case.kernel, case.params, states, 1)
-    matrix, found = case.transition(clamped), case.index(states.x)
+    found = after_steps(case, 2, start, num_steps=1, clamp=case.mask if clamped else None)
+    matrix = case.transition(clamped)
     z = []
     for i in range(count):
         counts = np.bincount(found[start == i], minlength=count)
@@ -250,30 +269,20 @@ def test_a_wrong_kernel_fails_the_same_statistic(name, mutant):
 
 def test_a_chain_does_not_depend_on_its_neighbours():
     case = tiny("bernoulli-bernoulli")
-    runs = {}
-    for num_chains in (3, 7):
-        states = pj.chains.init(jax.random.key(4), case.kernel, case.params, num_chains)
-        states, seen = pj.chains.run(
-            jax.random.key(5), case.kernel, case.params, states, 5, pj.chains.History(visible_of)
-        )
-        runs[num_chains] = np.asarray(seen)
-        np.testing.assert_array_equal(states.x, seen[-1])
-    np.testing.assert_array_equal(runs[3], runs[7][:, :3])
-    assert len({chain.tobytes() for chain in runs[7].swapaxes(0, 1)}) > 1
-
-
-def visible_of(params, state, info):
-    return state.x
+    three, seven = (
+        np.asarray(simulate(jax.random.key(4), case.kernel, case.params, num_chains, 5))
+        for num_chains in (3, 7)
+    )
+    np.testing.assert_array_equal(three, seven[:, :3])
+    assert len({chain.tobytes() for chain in seven.swapaxes(0, 1)}) > 3
 
 
 def test_a_chain_keeps_the_dtype_it_started_in():
     case = tiny("bernoulli-bernoulli")
-    x = jnp.zeros((2, 3), jnp.bfloat16)
-    states = pj.chains.init(jax.random.key(0), case.kernel, case.params, 2, x)
-    states, _ = pj.chains.run(jax.random.key(0), case.kernel, case.params, states, 2)
-    assert states.x.dtype == jnp.bfloat16
-    states = pj.chains.init(jax.random.key(0), case.kernel, case.params, 2, x.astype(bool))
-    assert states.x.dtype == jnp.float32
+    for start, dtype in ((jnp.bfloat16, jnp.bfloat16), (bool, jnp.float32)):
+        x = jnp.zeros((2, 3), start)
+        seen = simulate(jax.random.key(0), case.kernel, case.params, 2, 1, x)
+        assert seen.dtype == dtype
 
 
 def test_clamped_gaussian_sites_condition_the_others():
@@ -298,9 +307,9 @@ def test_clamped_gaussian_sites_condition_the_others():
     x = jnp.asarray(np.stack([np.full(NUM_CHAINS, held), free], axis=1), jnp.float32)
     kernel = pj.kernels.block_gibbs(model)
     clamp = jnp.array([True, False])
-    states = pj.chains.init(jax.random.key(0), kernel, params, NUM_CHAINS, x, clamp)
-    states, _ = pj.chains.run(jax.random.key(0), kernel, params, states, NUM_STEPS)
-    np.testing.assert_array_equal(states.x[:, 0], held)
-    moments = np.stack([states.x[:, 1] - mean, (states.x[:, 1] - mean) ** 2 - variance], axis=1)
+    seen = simulate(jax.random.key(0), kernel, params, NUM_CHAINS, NUM_STEPS, x, clamp)
+    x = np.asarray(seen[-1], float)
+    np.testing.assert_array_equal(x[:, 0], held)
+    moments = np.stack([x[:, 1] - mean, (x[:, 1] - mean) ** 2 - variance], axis=1)
     z = reference.mean_z_scores(moments, 0)
     assert np.abs(z).max() < reference.z_threshold(z.size)

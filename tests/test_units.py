@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -34,6 +35,8 @@ DISCRETE = {
     "joint": (units.Joint(a=units.Bernoulli(2), b=units.Categorical(1, 3), c=units.Spin(1)), 24),
 }
 NUM_DRAWS = 20_000
+# Each of these functions runs once: what takes the time is compiling them.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
 
 
 def random_field(unit, seed=0):
@@ -46,7 +49,7 @@ def random_field(unit, seed=0):
 
 def statistics(unit, x):
     """Linear statistics of a batch, [N, M], in float64."""
-    return np.asarray(jax.jit(jax.vmap(unit.linear_statistic))(x), float)
+    return np.asarray(compiled(jax.vmap(unit.linear_statistic))(x), float)
 
 
 def assert_close(found, expected, tolerance=1e-5):
@@ -61,7 +64,7 @@ def test_mean_is_the_gradient_of_the_log_partition(name):
     def shifted(v):
         return unit.log_partition(unit.combine([field, unit.linear_field(v)]))
 
-    @jax.jit
+    @compiled
     def both(v):
         return jax.grad(shifted)(v), unit.linear_statistic(unit.mean(field))
 
@@ -108,7 +111,7 @@ def test_samples_have_the_first_and_second_moments(name):
     unit = ALL[name]
     field = random_field(unit)
     keys = jax.random.split(jax.random.key(3), NUM_DRAWS)
-    t = statistics(unit, jax.jit(jax.vmap(unit.sample, in_axes=(0, None)))(keys, field))
+    t = statistics(unit, compiled(jax.vmap(unit.sample, in_axes=(0, None)))(keys, field))
     mean = np.asarray(unit.linear_statistic(unit.mean(field)), float)
     exact = np.outer(mean, mean)  # units are independent given the field
     same = within_one_unit(unit) & ~np.eye(len(mean), dtype=bool)
@@ -133,7 +136,7 @@ def test_samples_have_the_first_and_second_moments(name):
 def test_samples_have_the_shape_of_an_event_and_pass_the_check(name):
     unit = ALL[name]
     keys = jax.random.split(jax.random.key(0), 5)
-    x = jax.jit(jax.vmap(unit.random_event))(keys)
+    x = compiled(jax.vmap(unit.random_event))(keys)
     unit.check("x", x)
     shapes = jax.tree.map(lambda leaf: leaf.shape[1:], x)
     assert shapes == unit.event_shape
@@ -148,7 +151,7 @@ def test_states_are_all_events_once(name):
     unit.check("states", states)
     t = statistics(unit, states)
     assert len(np.unique(t, axis=0)) == count
-    one = jax.jit(lambda index: unit.linear_statistic(unit.state_at(index)))
+    one = compiled(lambda index: unit.linear_statistic(unit.state_at(index)))
     np.testing.assert_array_equal(t, np.stack([one(i) for i in range(count)]))
 
 
@@ -157,7 +160,7 @@ def test_log_partition_sums_over_the_states(name):
     unit, _ = DISCRETE[name]
     field = random_field(unit)
 
-    @jax.jit
+    @compiled
     def both(field):
         states = unit.states()
         inner = jax.vmap(unit.inner, in_axes=(None, 0))(field, states)
@@ -175,7 +178,7 @@ def test_gaussian_log_partition_is_the_integral(unit):
     field = random_field(unit)
     axis = np.linspace(-16, 16, 257)
     x = jnp.asarray(list(itertools.product(axis, repeat=2)), jnp.float32)
-    log_h = jax.jit(jax.vmap(lambda x: unit.log_base(x) + unit.inner(field, x)))(x)
+    log_h = compiled(jax.vmap(lambda x: unit.log_base(x) + unit.inner(field, x)))(x)
     step = float(axis[1] - axis[0])
     assert_close(jax.nn.logsumexp(log_h) + 2 * math.log(step), unit.log_partition(field))
 
@@ -267,9 +270,9 @@ def clamp_mask(unit, fixed):
 def test_clamped_sites_stay_and_the_others_are_drawn_as_before(name):
     unit = ALL[name]
     field, mask = random_field(unit), clamp_mask(unit, 1)
-    x = jax.jit(unit.random_event)(jax.random.key(8))
+    x = compiled(unit.random_event)(jax.random.key(8))
     keys = jax.random.split(jax.random.key(5), NUM_DRAWS)
-    draw = jax.jit(jax.vmap(unit.sample_clamped, in_axes=(0, None, None, None)))
+    draw = compiled(jax.vmap(unit.sample_clamped, in_axes=(0, None, None, None)))
     t = statistics(unit, draw(keys, field, x, mask))
     start = np.asarray(unit.linear_statistic(x))
     mean = np.asarray(unit.linear_statistic(unit.mean(field)), float)
@@ -307,7 +310,7 @@ def test_rare_events_are_not_drawn_in_the_compute_dtype():
     params = {"w": jnp.full((1, 1), -7.0), "b": jnp.array([logit + 7.0])}
     keys = jax.random.split(jax.random.key(11), draws)
     x = jnp.ones(1, jnp.bfloat16)
-    z = jax.jit(jax.vmap(bank.sample_latent, in_axes=(0, None, None)))(keys, params, x)
+    z = compiled(jax.vmap(bank.sample_latent, in_axes=(0, None, None)))(keys, params, x)
     score = (np.asarray(z, float).mean() - p) / math.sqrt(p * (1 - p) / draws)
     assert abs(score) < reference.z_threshold(1)
 

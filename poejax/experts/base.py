@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from poejax.types import Array, Event, Field, Latent, Params
@@ -79,8 +80,9 @@ class Expert(abc.ABC):
 
 
 def set_beta(params: Params, beta: Array | float) -> Params:
-    """Return `params` with the leaf `beta` multiplied in."""
-    return params | {"beta": params["beta"] * beta if "beta" in params else jnp.asarray(beta)}
+    """Return `params` with the leaf `beta` multiplied in, in the parameters' own dtype."""
+    beta = jnp.asarray(beta, jnp.result_type(*jax.tree.leaves(params)))
+    return params | {"beta": beta * params.get("beta", 1.0)}
 
 
 def get_beta(params: Params) -> Array | float:

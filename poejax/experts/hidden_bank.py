@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
+from poejax.units.base import at_least_float32
 
 _ALGORITHMS = {"bfloat16": jax.lax.DotAlgorithmPreset.BF16_BF16_F32}
 
@@ -102,6 +103,6 @@ class HiddenBank(Expert):
         # contrastive learning takes small differences, and sampling in a low dtype biases rare
         # events.
         if self.compute_dtype is None:
-            return jnp.matmul(v, w)
+            return at_least_float32(jnp.matmul(v, w))
         low = functools.partial(jnp.matmul, precision=_ALGORITHMS[self.compute_dtype])
         return jax.lax.platform_dependent(v, w, cpu=jnp.matmul, default=low)

@@ -20,6 +20,11 @@ def as_float(x: Array) -> Array:
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
 
 
+def at_least_float32(v: Array) -> Array:
+    """Return `v` in float32 or wider: in bfloat16 an event of odds 0.001 would fire at 0.008."""
+    return v.astype(jnp.promote_types(v.dtype, jnp.float32))
+
+
 @dataclasses.dataclass(frozen=True)
 class Unit(abc.ABC):
     """A block of units that are independent given their field.
@@ -150,8 +155,10 @@ class Unit(abc.ABC):
 
     def check_mask(self, name: str, mask: PyTree) -> None:
         """Raise unless `mask` is boolean with one entry per site."""
-        if jnp.result_type(mask) != jnp.bool_:
-            raise TypeError(f"{name}: expected a boolean mask, got dtype {jnp.result_type(mask)}")
+        if not hasattr(mask, "dtype"):
+            raise TypeError(f"{name}: expected a boolean array, got {type(mask).__name__}")
+        if mask.dtype != jnp.bool_:
+            raise TypeError(f"{name}: expected a boolean mask, got dtype {mask.dtype}")
         _checks.shape(name, mask, (self.num_sites,), self)
 
 

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 
 from poejax import _checks
 from poejax.types import Array, Event, Field, Params
-from poejax.units.base import Unit, VectorUnit, as_float, check_batch, require_values
+from poejax.units.base import (
+    Unit,
+    VectorUnit,
+    as_float,
+    at_least_float32,
+    check_batch,
+    require_values,
+)
 
 
 def _bits(index: Array, size: int) -> Array:
@@ -40,7 +47,7 @@ class Bernoulli(VectorUnit):
         return jax.nn.sigmoid(field)
 
     def sample(self, rng_key: Array, field: Field) -> Event:
-        return jax.random.bernoulli(rng_key, jax.nn.sigmoid(field)).astype(field.dtype)
+        return jax.random.bernoulli(rng_key, self.mean(at_least_float32(field))).astype(field.dtype)
 
     def fit_field(self, x: Event, smoothing: float) -> Params:
         p = (1 - smoothing) * jnp.mean(as_float(x), axis=0) + smoothing / 2
@@ -73,7 +80,7 @@ class Spin(VectorUnit):
         return jnp.tanh(field)
 
     def sample(self, rng_key: Array, field: Field) -> Event:
-        up = jax.random.bernoulli(rng_key, jax.nn.sigmoid(2 * field))
+        up = jax.random.bernoulli(rng_key, jax.nn.sigmoid(2 * at_least_float32(field)))
         return jnp.where(up, 1, -1).astype(field.dtype)
 
     def fit_field(self, x: Event, smoothing: float) -> Params:
@@ -154,7 +161,7 @@ class Categorical(Unit):
         return jax.nn.softmax(field, axis=-1)
 
     def sample(self, rng_key: Array, field: Field) -> Event:
-        choice = jax.random.categorical(rng_key, field, axis=-1)
+        choice = jax.random.categorical(rng_key, at_least_float32(field), axis=-1)
         return jax.nn.one_hot(choice, self.num_classes, dtype=field.dtype)
 
     def fit_field(self, x: Event, smoothing: float) -> Params:

@@ -1,0 +1,154 @@
+"""Mixtures of products of Bernoullis, for binary data."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from poejax import _checks
+from poejax.mixtures import em
+from poejax.mixtures.clusters import named_start
+from poejax.mixtures.em import Climb, EMReport
+from poejax.types import Array
+
+
+class BernoulliMixtureParams(NamedTuple):
+    """p(x) = Σ_k π_k Π_d σ(l_kd)^x_d σ(-l_kd)^(1-x_d), x in {0, 1}^D.
+
+    log_weights: log π [K], Σ π = 1.
+    logits: l [K, D].
+    """
+
+    log_weights: Array
+    logits: Array
+
+    @property
+    def num_features(self) -> int:
+        """D, the size of one event."""
+        return int(self.logits.shape[-1])
+
+    def component_log_probs(self, x: Array) -> Array:
+        """Return log p_k(x) [K] of one event [D]."""
+        all_off = jnp.sum(jax.nn.log_sigmoid(-self.logits), axis=1)
+        return em.matmul(self.logits, jnp.asarray(x, self.logits.dtype)) + all_off
+
+    def sample_component(self, rng_key: Array, component: Array) -> Array:
+        """Draw one event [D] from component k."""
+        p = jax.nn.sigmoid(self.logits[component])
+        return jax.random.bernoulli(rng_key, p).astype(self.logits.dtype)
+
+
+def fit_em_bernoulli(
+    rng_key: Array,
+    x: Array,
+    num_components: int,
+    *,
+    smoothing: float = 0.1,
+    max_steps: int = 200,
+    tol: float = 1e-4,
+    init: str | Array = "kmeans++",
+    num_restarts: int = 1,
+    params: BernoulliMixtureParams | None = None,
+) -> tuple[BernoulliMixtureParams, EMReport]:
+    """Fit a mixture of products of Bernoullis to a batch of binary rows [N, D] by EM.
+
+    E: r_nk = π_k p_k(x_n) / Σ_j ...
+    M: N_k = Σ_n r_nk, π_k = N_k/N, σ(l_kd) = (Σ_n r_nk x_nd + s) / (N_k + 2 s).
+
+    s > 0 pseudo-counts of each value keep every probability inside (0, 1). They are those of a
+    Beta(1 + s, 1 + s) prior on each probability, so what never falls is the log posterior,
+    `report.objective` = log-likelihood + s/N Σ_kd [log σ(l_kd) + log σ(-l_kd)]; the log-likelihood
+    alone may. A component that explains no example goes to probabilities of ½, at a weight of
+    about 0. Compiled once per shape and set of options.
+
+    Args:
+      rng_key: one typed key; only the named starts draw from it.
+      x: batch [N, D] of values in {0, 1}, in any dtype: uint8 takes the least memory.
+      num_components: K, in 1 ... N.
+      smoothing: s, pseudo-counts per pixel and value in every component, > 0.
+      max_steps: upper limit of the number of steps.
+      tol: stop when a step gains less, in nats per example, >= 0.
+      init: "kmeans++" (seeds), "kmeans" (seeds moved by Lloyd's algorithm), or responsibilities
+        [N, K], of which the first M step is taken. Named starts take half the responsibility from
+        the clusters and half evenly, so that small clusters do not start certain.
+      num_restarts: independent named starts, of which the best is kept; more are never worse.
+      params: start here instead, e.g. from an earlier fit.
+
+    Returns:
+      `(params, report)`.
+
+    Raises:
+      ValueError: naming the argument, if `x` is empty, not [N, D] or not binary, if an option is
+        unknown or out of range, or if a start does not fit.
+
+    Source: Bishop (2006), "Pattern recognition and machine learning", section 9.3.3.
+    """
+    em.check_fit(rng_key, x, "num_components", num_components, max_steps, num_restarts)
+    if _checks.is_concrete(x):
+        host = np.asarray(x)
+        if not ((host == 0) | (host == 1)).all():
+            raise ValueError("x: expected values in {0, 1}, got others")
+    em.check_non_negative("tol", tol)
+    em.check_non_negative("smoothing", smoothing)
+    if _checks.is_concrete(smoothing) and smoothing == 0:
+        raise ValueError("smoothing: expected a number > 0, got 0; a logit could become infinite")
+    num_rows, num_features = jnp.shape(x)
+    name, given = em.check_start(init, params, num_rows, num_components, num_restarts)
+    if params is not None:
+        em.check_params(
+            params,
+            BernoulliMixtureParams,
+            log_weights=(num_components,),
+            logits=(num_components, num_features),
+        )
+    climb = _fit(
+        rng_key, x, given, params, smoothing, tol, num_components, max_steps, name, num_restarts
+    )
+    return climb.params, climb.report
+
+
+@functools.partial(jax.jit, static_argnames=("num_components", "max_steps", "init", "num_restarts"))
+def _fit(
+    rng_key: Array,
+    x: Array,
+    given: Array | None,
+    params: BernoulliMixtureParams | None,
+    smoothing: Array,
+    tol: Array,
+    num_components: int,
+    max_steps: int,
+    init: str,
+    num_restarts: int,
+) -> Climb:
+    x = em.as_float(x)
+    smoothing = jnp.asarray(smoothing, x.dtype)
+
+    def m_step(old: BernoulliMixtureParams | None, r: Array) -> BernoulliMixtureParams:
+        del old
+        on = em.matmul(r.T, x) + smoothing
+        # Not N_k - on: their difference can round to below zero where a pixel is always on.
+        off = em.matmul(r.T, 1 - x) + smoothing
+        return BernoulliMixtureParams(em.log_shares(r.sum(axis=0)), jnp.log(on) - jnp.log(off))
+
+    def log_prior(params: BernoulliMixtureParams) -> Array:
+        terms = jax.nn.log_sigmoid(params.logits) + jax.nn.log_sigmoid(-params.logits)
+        return smoothing * terms.sum()
+
+    def start(key: Array) -> BernoulliMixtureParams:
+        if params is not None:
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), params)
+        if given is not None:
+            return m_step(None, jnp.asarray(given, x.dtype))
+        _, assignments = named_start(init, key, x, num_components)
+        membership = jax.nn.one_hot(assignments, num_components, dtype=x.dtype)
+        return m_step(None, 0.5 * membership + 0.5 / num_components)
+
+    return em.best_climb(
+        lambda key: em.climb(m_step, log_prior, start(key), x, max_steps, tol),
+        rng_key,
+        num_restarts,
+    )
