@@ -11,7 +11,15 @@ import pytest
 
 import poejax as pj
 from poejax import units
-from poejax.experts import Bias, Gaussian, GaussianMixture, HiddenBank, StudentT, Unigauss
+from poejax.experts import (
+    Bias,
+    Expert,
+    Gaussian,
+    GaussianMixture,
+    HiddenBank,
+    StudentT,
+    Unigauss,
+)
 from poejax.testing import check_expert
 
 MIXED = units.Joint(pixels=units.Bernoulli(3), label=units.Categorical(1, 3))
