@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from poejax import _checks
 from poejax.product import Product
 from poejax.types import Array, Event, Params
-from poejax.units import Bernoulli, Spin
+from poejax.units import Bernoulli
+from poejax.units.discrete import BinaryUnit
 
 
 def pseudo_log_likelihood(
@@ -35,7 +36,7 @@ def pseudo_log_likelihood(
     Source: Besag (1975); Hyvärinen (2006) for Boltzmann machines.
     """
     visible = model.visible
-    if not isinstance(visible, Bernoulli | Spin):
+    if not isinstance(visible, BinaryUnit):
         raise ValueError(f"model: expected Bernoulli or Spin visible units, got {visible}")
     size = visible.size
     num_sites = size if num_sites is None else _checks.positive_int("num_sites", num_sites)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Literal
 
 import jax
@@ -11,11 +10,9 @@ import jax.numpy as jnp
 
 from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.types import Array, Event, Field, Latent, Params
-from poejax.units import Gaussian as GaussianUnit
 from poejax.units import GaussianDiag
+from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit
 from poejax.units.gaussian_full import triangular_rows
-
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +92,8 @@ class Gaussian(Expert):
         return x if self.coordinate is None else x[self.coordinate][None]
 
 
-def require_real(visible: object) -> GaussianDiag | GaussianUnit:
+def require_real(visible: object) -> QuadraticUnit:
     """Return `visible` if it is a block of real visible units."""
-    if not isinstance(visible, GaussianDiag | GaussianUnit):
+    if not isinstance(visible, QuadraticUnit):
         raise ValueError(f"visible: expected units.GaussianDiag or units.Gaussian, got {visible}")
     return visible

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from poejax import _checks
 from poejax.experts.base import Expert, get_beta, set_beta
-from poejax.experts.gaussian import HALF_LOG_2PI, require_real
+from poejax.experts.gaussian import require_real
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Categorical
+from poejax.units.gaussian import HALF_LOG_2PI
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,8 @@ def _bits(index: Array, size: int) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bernoulli(VectorUnit):
-    """`size` units in {0, 1}: p(x_i = 1) = sigm(field_i), A(field) = Σ softplus(field_i)."""
+class BinaryUnit(VectorUnit):
+    """What units of two values share."""
 
     @property
     def num_states(self) -> int:
@@ -35,6 +35,11 @@ class Bernoulli(VectorUnit):
     @property
     def has_proper_base(self) -> bool:
         return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Bernoulli(BinaryUnit):
+    """`size` units in {0, 1}: p(x_i = 1) = sigm(field_i), A(field) = Σ softplus(field_i)."""
 
     def state_at(self, index: Array) -> Event:
         return _bits(index, self.size).astype(jnp.result_type(float))
@@ -59,16 +64,8 @@ class Bernoulli(VectorUnit):
 
 
 @dataclasses.dataclass(frozen=True)
-class Spin(VectorUnit):
+class Spin(BinaryUnit):
     """`size` units in {-1, +1}: E[x_i] = tanh(field_i), A(field) = Σ log(2 cosh field_i)."""
-
-    @property
-    def num_states(self) -> int:
-        return int(2**self.size)
-
-    @property
-    def has_proper_base(self) -> bool:
-        return True
 
     def state_at(self, index: Array) -> Event:
         return 2 * _bits(index, self.size).astype(jnp.result_type(float)) - 1

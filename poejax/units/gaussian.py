@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 
 import jax
@@ -14,7 +15,41 @@ HALF_LOG_2PI = 0.9189385332046727
 
 
 @dataclasses.dataclass(frozen=True)
-class GaussianDiag(VectorUnit):
+class RealUnit(VectorUnit):
+    """What all blocks of real numbers share."""
+
+    @property
+    def num_states(self) -> None:
+        return None
+
+    def state_at(self, index: Array) -> Event:
+        raise ValueError(f"state_at: {self} is continuous and cannot be enumerated")
+
+    def check(self, name: str, x: Event) -> None:
+        check_batch(name, x, self.event_shape, self)
+
+
+@dataclasses.dataclass(frozen=True)
+class QuadraticUnit(RealUnit):
+    """Real visible units: Lebesgue base, and a field with a linear and a quadratic part."""
+
+    @property
+    def has_proper_base(self) -> bool:
+        return False
+
+    @abc.abstractmethod
+    def diagonal_field(self, linear: Array, precision: Array) -> Field:
+        """Return the field with a linear part and a diagonal precision, [size] each."""
+
+    def linear_part(self, params: Params) -> Array:
+        return params["linear"]
+
+    def shift_linear(self, params: Params, v: Array) -> Params:
+        return params | {"linear": params["linear"] + v}
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianDiag(QuadraticUnit):
     """`size` real visible units with base h(x) = 1 and a diagonal Gaussian conditional.
 
     log p(x | field) = linear·x - ½ precision·x² - A, A = Σ ½ (linear²/precision - log precision
@@ -24,22 +59,10 @@ class GaussianDiag(VectorUnit):
     conditional is improper: A = +inf and samples are NaN.
     """
 
-    @property
-    def num_states(self) -> None:
-        return None
-
-    @property
-    def has_proper_base(self) -> bool:
-        return False
-
-    def state_at(self, index: Array) -> Event:
-        raise ValueError(f"state_at: {self} is continuous and cannot be enumerated")
-
     def linear_field(self, v: Array) -> Field:
         return {"linear": v, "precision": jnp.zeros_like(v)}
 
     def diagonal_field(self, linear: Array, precision: Array) -> Field:
-        """Return the field with a linear part and a diagonal precision."""
         return {"linear": linear, "precision": precision}
 
     def init_field(self) -> Params:
@@ -47,12 +70,6 @@ class GaussianDiag(VectorUnit):
 
     def field(self, params: Params) -> Field:
         return {"linear": params["linear"], "precision": jnp.exp(params["log_precision"])}
-
-    def linear_part(self, params: Params) -> Array:
-        return params["linear"]
-
-    def shift_linear(self, params: Params, v: Array) -> Params:
-        return params | {"linear": params["linear"] + v}
 
     def inner(self, field: Field, x: Event) -> Array:
         x = self.linear_statistic(x)
@@ -79,27 +96,17 @@ class GaussianDiag(VectorUnit):
             "log_precision": log_precision,
         }
 
-    def check(self, name: str, x: Event) -> None:
-        check_batch(name, x, self.event_shape, self)
-
 
 @dataclasses.dataclass(frozen=True)
-class StandardGaussian(VectorUnit):
+class StandardGaussian(RealUnit):
     """`size` real hidden units with base exp(-z²/2): z ~ N(field, 1).
 
     A(field) = Σ ½ field² + ½ log 2π.
     """
 
     @property
-    def num_states(self) -> None:
-        return None
-
-    @property
     def has_proper_base(self) -> bool:
         return True
-
-    def state_at(self, index: Array) -> Event:
-        raise ValueError(f"state_at: {self} is continuous and cannot be enumerated")
 
     def log_base(self, x: Event) -> Array:
         return -0.5 * jnp.sum(self.linear_statistic(x) ** 2)
@@ -116,6 +123,3 @@ class StandardGaussian(VectorUnit):
     def fit_field(self, x: Event, smoothing: float) -> Params:
         del smoothing  # the variance is fixed by the base measure
         return jnp.mean(as_float(x), axis=0)
-
-    def check(self, name: str, x: Event) -> None:
-        check_batch(name, x, self.event_shape, self)

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from poejax.types import Array, Event, Field, Params, PyTree
-from poejax.units.base import VectorUnit, as_float, check_batch
-from poejax.units.gaussian import HALF_LOG_2PI
+from poejax.units.base import as_float
+from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit
 
 
 @dataclasses.dataclass(frozen=True)
-class Gaussian(VectorUnit):
+class Gaussian(QuadraticUnit):
     """`size` real visible units with base h(x) = 1 and a full Gaussian conditional.
 
     log p(x | field) = linear·x - ½ |rows x|² - A,
@@ -29,22 +29,10 @@ class Gaussian(VectorUnit):
     statistic only. If the rows do not span the space, A = +inf.
     """
 
-    @property
-    def num_states(self) -> None:
-        return None
-
-    @property
-    def has_proper_base(self) -> bool:
-        return False
-
-    def state_at(self, index: Array) -> Event:
-        raise ValueError(f"state_at: {self} is continuous and cannot be enumerated")
-
     def linear_field(self, v: Array) -> Field:
         return {"linear": v, "rows": jnp.zeros((0, self.size), v.dtype)}
 
     def diagonal_field(self, linear: Array, precision: Array) -> Field:
-        """Return the field with a linear part and a diagonal precision."""
         # A second where keeps the square root's gradient finite where there is no precision.
         root = jnp.where(precision > 0, jnp.sqrt(jnp.where(precision > 0, precision, 1.0)), 0.0)
         return {"linear": linear, "rows": jnp.diag(root)}
@@ -58,12 +46,6 @@ class Gaussian(VectorUnit):
 
     def field(self, params: Params) -> Field:
         return {"linear": params["linear"], "rows": triangular_rows(params)}
-
-    def linear_part(self, params: Params) -> Array:
-        return params["linear"]
-
-    def shift_linear(self, params: Params, v: Array) -> Params:
-        return params | {"linear": params["linear"] + v}
 
     def combine(self, fields: Sequence[Field]) -> Field:
         fields = [self.linear_field(jnp.zeros(self.size)), *fields]
@@ -120,9 +102,6 @@ class Gaussian(VectorUnit):
             "log_diagonal": jnp.log(jnp.diagonal(rows)),
             "off_diagonal": rows[jnp.triu_indices(self.size, 1)],
         }
-
-    def check(self, name: str, x: Event) -> None:
-        check_batch(name, x, self.event_shape, self)
 
     def _num_rows(self, field: Field) -> int:
         return int(field["rows"].shape[0])
