@@ -105,7 +105,9 @@ def evaluate(
     x_train = preprocess(train_key, jnp.asarray(data.train.images))
     x_test = preprocess(test_key, jnp.asarray(data.test.images))
     base = pj.evidence.base_rate(model, x_train)
-    fantasies = sample(chain_key, model, params, sample_steps, starts=x_train[:num_chains])
+    # From the data, where the chains are soon at equilibrium; in turn, if there are few.
+    starts = x_train[jnp.arange(num_chains) % x_train.shape[0]]
+    fantasies = sample(chain_key, model, params, sample_steps, starts)
     log_z = {
         "": _anneal(ais_key, model, params, base, betas, num_chains, None),
         "reverse_": _anneal(reverse_key, model, params, base, betas, num_chains, fantasies),

@@ -63,7 +63,7 @@ class Config:
     ais_steps: int = 10_000
     """Temperatures between base and model; 0 is the 14,500 of Salakhutdinov & Murray (2008)."""
     sample_steps: int = 3_000
-    """Gibbs sweeps from random starts before samples are shown."""
+    """Gibbs sweeps before samples are shown (from random starts) or annealed back (from data)."""
     seed: int = 0
     """Seed of everything random."""
     workdir: Path | None = None
@@ -223,6 +223,8 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
                 "grad_norm": float(metrics.grad_norm.mean()),
                 **monitor(state.average),
             }
+            # Before the checkpoint: a kill in between leaves a line too many, which a resume drops.
+            log.append(record)
             checkpoint.save(
                 directory,
                 state,
@@ -230,7 +232,6 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
                 metrics=record,
                 best_metric="validation_pseudo_log_likelihood",
             )
-            log.append(record)
             bar.update(taken)
             bar.set_postfix(digit_report.live_figures(record), refresh=False)
     return state, log.records

@@ -170,6 +170,8 @@ def run(
     if num_steps % thin:
         raise ValueError(f"num_steps: expected a multiple of thin={thin}, got {num_steps}")
     _checks.leading_axis("states", states)
+    if hasattr(kernel, "model"):
+        kernel.model.check_params(params)
     if callable(observe) and not hasattr(observe, "update"):
         observe = Moments(observe)
     return _run(rng_key, kernel, params, states, num_steps, observe, thin)

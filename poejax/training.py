@@ -76,6 +76,8 @@ def init(
     run_key, params_key, data_key, estimator_key = jax.random.split(rng_key, 4)
     x = data if preprocess is None else preprocess(data_key, data)
     model.visible.check("data" if preprocess is None else "preprocess(data)", x)
+    if (trained := getattr(estimator, "model", model)) != model:
+        raise ValueError(f"estimator: expected one of {model}, got one of {trained}")
     if params is None:
         params = model.init(params_key)
     else:
@@ -133,6 +135,10 @@ def train_steps(
     if _checks.positive_int("batch_size", batch_size) > num_rows:
         raise ValueError(f"batch_size: expected at most {num_rows} rows of data, got {batch_size}")
     _checks.fraction("average_decay", average_decay)
+    if preprocess is None and hasattr(estimator, "model"):
+        # One batch tells raw intensities or NaN from events, at no cost to speak of.
+        first = jax.tree.map(lambda leaf: leaf[:batch_size], data)
+        estimator.model.visible.check("data", first)
     new_state, metrics, finite = _train_steps(
         estimator, tx, state, data, batch_size, num_steps, preprocess, average_decay
     )
@@ -200,6 +206,8 @@ def _update(
     grads, estimator_state, info = estimator.grad(
         rng_key, state.params, state.estimator_state, batch
     )
+    # Data in a wider dtype must not change the dtype of the optimizer's state.
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1

@@ -42,7 +42,9 @@ class Centered:
         """Estimate the gradient from a batch [B, ...], move the offsets, centre the gradient."""
         grads, inner, info = self.estimator.grad(rng_key, params, state.inner, batch)
         old, new = (state.visible_offset, state.hidden_offsets), self._means(params, batch)
-        mu, lambdas = jax.tree.map(lambda a, b: self.decay * a + (1 - self.decay) * b, old, new)
+        mu, lambdas = jax.tree.map(
+            lambda a, b: (self.decay * a + (1 - self.decay) * b).astype(a.dtype), old, new
+        )
         return self._center(grads, mu, lambdas), CenteredState(inner, mu, lambdas), info
 
     def _banks(self) -> dict[str, HiddenBank]:

@@ -165,6 +165,12 @@ def ais_init(
         raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
     model.check_params(params)
     _check_betas(betas)
+    if reverse_from is not None:
+        model.visible.check("reverse_from", reverse_from)
+        if (found := _checks.leading_axis("reverse_from", reverse_from)) != num_chains:
+            raise ValueError(
+                f"reverse_from: expected {num_chains} rows, one per chain, got {found}"
+            )
     return _ais_init(rng_key, model, params, base, num_chains, reverse_from, kernel or block_gibbs)
 
 
@@ -184,8 +190,10 @@ def ais_steps(
 
 
 def ais_result(state: AISState) -> LogZ:
-    """Summarise the weights of a run that has come to its end."""
+    """Summarise the weights of a run; raises ValueError if they or the chains are not finite."""
     log_w = state.log_weights
+    what = "chains of a normalisable model with finite parameters: "
+    _checks.finite(f"ais: {what}", (state.chains, log_w))
     num_chains = log_w.shape[0]
     log_mean = jax.nn.logsumexp(log_w) - jnp.log(num_chains)
     relative = jnp.exp(log_w - log_mean)  # weights over their mean

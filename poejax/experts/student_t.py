@@ -104,8 +104,9 @@ class StudentT(Expert):
     def _log_rate(self, params: Params, x: Event) -> Array:
         """Return log(α + y²), without squaring a large y."""
         y = self.visible.linear_statistic(x) @ self.directions(params)
-        # A second where keeps the gradient finite at y = 0.
-        log_square = 2 * jnp.log(jnp.where(y == 0, 1.0, jnp.abs(y)))
-        return jnp.where(
-            y == 0, params["log_scale"], jnp.logaddexp(params["log_scale"], log_square)
-        )
+        small = jnp.abs(y) < 1
+        # Both branches see arguments that keep their derivatives finite and right.
+        near = jnp.log1p(jnp.where(small, y, 0.0) ** 2 * jnp.exp(-params["log_scale"]))
+        log_square = 2 * jnp.log(jnp.where(small, 1.0, jnp.abs(y)))
+        far = jnp.logaddexp(params["log_scale"], log_square)
+        return jnp.where(small, params["log_scale"] + near, far)
