@@ -190,9 +190,9 @@ def draw(
     shown = preprocess(binary_key, jnp.asarray(data.test.images[:64]))
     starts = jax.vmap(model.init_visible)(jax.random.split(start_key, 64))
     samples = sample(chain_key, model, params, sample_steps, starts)
-    # Probabilities of the last sweep, the way samples of RBMs are usually shown.
-    samples = jax.vmap(functools.partial(pj.inference.reconstruct, model, params))(samples)
-    reconstructed = jax.vmap(functools.partial(pj.inference.reconstruct, model, params))(shown[:10])
+    # Pixel probabilities, the way samples of RBMs are usually shown.
+    reconstruct = jax.vmap(functools.partial(pj.inference.reconstruct, model, params))
+    samples, reconstructed = reconstruct(samples), reconstruct(shown[:10])
     plotting.save(
         plotting.filters(np.asarray(params["hidden"]["w"]), data.shape), directory / "filters.png"
     )

@@ -63,6 +63,12 @@ def leading_axis(name: str, tree: Any) -> int:
     return length
 
 
+def one_row_per_chain(name: str, tree: Any, num_chains: int) -> None:
+    """Require a leading axis of length `num_chains`."""
+    if (found := leading_axis(name, tree)) != num_chains:
+        raise ValueError(f"{name}: expected {num_chains} rows, one per chain, got {found}")
+
+
 def finite(name: str, tree: Any) -> None:
     """Require finite values in every leaf that the host can look at; name the first that is not."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

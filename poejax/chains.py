@@ -118,15 +118,14 @@ def init(
         x = jax.vmap(kernel.model.init_visible)(keys)
     else:
         visible.check("x", x)
-        if (found := _checks.leading_axis("x", x)) != num_chains:
-            raise ValueError(f"x: expected {num_chains} rows, one per chain, got {found}")
+        _checks.one_row_per_chain("x", x, num_chains)
     if clamp is None:
         return jax.vmap(lambda key, x: kernel.init(key, params, x))(keys, x)
     if all(jnp.ndim(mask) == 1 for mask in jax.tree.leaves(clamp)):
         visible.check_mask("clamp", clamp)
         clamp = jax.tree.map(lambda m: jnp.broadcast_to(m, (num_chains, *jnp.shape(m))), clamp)
-    elif (found := _checks.leading_axis("clamp", clamp)) != num_chains:
-        raise ValueError(f"clamp: expected {num_chains} rows, one per chain, got {found}")
+    else:
+        _checks.one_row_per_chain("clamp", clamp, num_chains)
     return jax.vmap(lambda key, x, c: kernel.init(key, params, x, c))(keys, x, clamp)
 
 

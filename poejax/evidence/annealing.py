@@ -167,10 +167,7 @@ def ais_init(
     _check_betas(betas)
     if reverse_from is not None:
         model.visible.check("reverse_from", reverse_from)
-        if (found := _checks.leading_axis("reverse_from", reverse_from)) != num_chains:
-            raise ValueError(
-                f"reverse_from: expected {num_chains} rows, one per chain, got {found}"
-            )
+        _checks.one_row_per_chain("reverse_from", reverse_from, num_chains)
     return _ais_init(rng_key, model, params, base, num_chains, reverse_from, kernel or block_gibbs)
 
 

@@ -123,7 +123,10 @@ class Unit(abc.ABC):
 
     @abc.abstractmethod
     def log_partitions(self, field: Field) -> Array:
-        """Return A(field) of each unit, [num_sites]; +inf where it cannot be normalised."""
+        """Return A(field) of each unit, [num_sites], or [1] where they hang together.
+
+        +inf where it cannot be normalised.
+        """
 
     def log_partition(self, field: Field) -> Array:
         """Return A(field) = log ∫ h(x) exp<field, t(x)> dx."""
