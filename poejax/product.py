@@ -39,6 +39,10 @@ class Product(Expert):
         counts = [expert.num_latent_states for _, expert in self.items]
         return math.prod(c for c in counts if c is not None) if None not in counts else None
 
+    @property
+    def is_opaque(self) -> bool:
+        return any(expert.is_opaque for _, expert in self.items)
+
     def init(self, rng_key: Array) -> Params:
         """Draw initial parameters of all experts: {name: params}."""
         _checks.rng_key("rng_key", rng_key)

@@ -33,6 +33,11 @@ class Expert(abc.ABC):
         """Number of latent configurations, 1 without latents, None for continuous latents."""
         return 1
 
+    @property
+    def is_opaque(self) -> bool:
+        """Whether only the density is known, so that block Gibbs cannot sample it."""
+        return False
+
     @abc.abstractmethod
     def init(self, rng_key: Array) -> Params:
         """Draw initial parameters."""
