@@ -38,6 +38,11 @@ class Expert(abc.ABC):
         """Whether only the density is known, so that block Gibbs cannot sample it."""
         return False
 
+    @property
+    def temper_is_power(self) -> bool:
+        """Whether `temper` raises every factor to the power beta, as without a sum over latents."""
+        return False
+
     @abc.abstractmethod
     def init(self, rng_key: Array) -> Params:
         """Draw initial parameters."""
