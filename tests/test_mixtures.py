@@ -626,3 +626,14 @@ def test_bad_input_of_the_others_is_named():
         mixtures.kmeans(KEY, X, 11)
     with pytest.raises(ValueError, match="x: expected finite values"):
         mixtures.kmeans(KEY, WITH_NAN, 2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tol_zero_ends_where_rounding_refuses_a_step(seed):
+    # One Gaussian is fitted by one step; the next ones change nothing but the last bit. With the
+    # refusal and the end of the loop rounded apart, this climb never ended.
+    x = jax.random.normal(jax.random.key(seed), (2000, 1))
+    params, report = mixtures.fit_em(jax.random.key(0), x, 1, max_steps=50, tol=0.0)
+    assert int(report.num_steps) <= 50
+    np.testing.assert_allclose(params.means[0], x.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(params.covariances[0, 0], x.var(axis=0), rtol=1e-4)

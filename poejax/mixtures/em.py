@@ -157,7 +157,7 @@ def climb(
 
     def body(carry: Any) -> Any:
         # The E step of the candidate, then the M step for the next: both are compiled only once.
-        entry, _, _, best, candidate, log_likelihoods, objectives = carry
+        entry, _, _, best, candidate, log_likelihoods, objectives, tried = carry
         joint = jax.vmap(lambda event: _log_joint(candidate, event))(x)
         rows = jax.nn.logsumexp(joint, axis=1, keepdims=True)
         log_likelihood = rows.mean()
@@ -172,15 +172,19 @@ def climb(
         broke_down = ~jnp.isfinite(objective)
         goes_on = (gain >= tol) & ~broke_down
         candidate = m_step(candidate, jnp.exp(joint - rows))
-        return entry + taken, goes_on, broke_down, best, candidate, log_likelihoods, objectives
+        entry, tried = entry + taken, tried + 1
+        return entry, goes_on, broke_down, best, candidate, log_likelihoods, objectives, tried
 
     unknown = jnp.full(max_steps + 1, jnp.nan, x.dtype)
     yes, zero = jnp.ones((), bool), jnp.zeros((), jnp.int32)
-    entry, goes_on, broke_down, best, _, log_likelihoods, objectives = jax.lax.while_loop(
-        lambda carry: carry[1] & (carry[0] <= max_steps),
+    # Compiled, `taken` and `goes_on` may each see a gain of their own, rounded otherwise: at the
+    # optimum a step could be refused and the climb go on for ever. What was carried decides.
+    entry, goes_on, broke_down, best, _, log_likelihoods, objectives, tried = jax.lax.while_loop(
+        lambda carry: carry[1] & (carry[0] == carry[-1]) & (carry[0] <= max_steps),
         body,
-        (zero, yes, ~yes, params, params, unknown, unknown),
+        (zero, yes, ~yes, params, params, unknown, unknown, zero),
     )
+    goes_on = goes_on & (entry == tried)
     num_steps = jnp.maximum(entry - 1, 0)
     held = jnp.minimum(jnp.arange(max_steps + 1), num_steps)
     converged = ~goes_on & ~broke_down
