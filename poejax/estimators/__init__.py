@@ -2,6 +2,17 @@
 
 from poejax.estimators.centered import centered
 from poejax.estimators.contrastive import cd, pcd
+from poejax.estimators.discriminative import blend, discriminative
 from poejax.estimators.exact import exact
+from poejax.estimators.missing import Incomplete, imputed
 
-__all__ = ["cd", "centered", "exact", "pcd"]
+__all__ = [
+    "Incomplete",
+    "blend",
+    "cd",
+    "centered",
+    "discriminative",
+    "exact",
+    "imputed",
+    "pcd",
+]
