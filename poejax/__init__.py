@@ -23,12 +23,12 @@ from poejax import (
 from poejax.product import Product, product
 
 if TYPE_CHECKING:
-    from poejax import checkpoint, datasets, plotting, testing, training
+    from poejax import checkpoint, datasets, nn, plotting, stacks, testing, training
 
 __version__ = "0.1.0"
 
-# These import optax, orbax, matplotlib or data packages, so they load at first use.
-_LAZY = ("checkpoint", "datasets", "plotting", "testing", "training")
+# These import optax, orbax, flax, matplotlib or data packages, so they load at first use.
+_LAZY = ("checkpoint", "datasets", "nn", "plotting", "stacks", "testing", "training")
 
 __all__ = [
     "Product",
@@ -45,8 +45,10 @@ __all__ = [
     "kernels",
     "mixtures",
     "models",
+    "nn",
     "plotting",
     "product",
+    "stacks",
     "testing",
     "training",
     "types",

@@ -1,6 +1,7 @@
 """Learning rules: where the model's samples come from."""
 
 from poejax.estimators.centered import centered
+from poejax.estimators.common import surrogate
 from poejax.estimators.contrastive import cd, pcd
 from poejax.estimators.discriminative import blend, discriminative
 from poejax.estimators.exact import exact
@@ -15,4 +16,5 @@ __all__ = [
     "exact",
     "imputed",
     "pcd",
+    "surrogate",
 ]
