@@ -67,7 +67,7 @@ def test_partial_fits_go_on_and_survive_pickling():
 def test_in_a_pipeline():
     data = pj.datasets.digits()
     x, y = data.train.images[:400] / 255.0, data.train.labels[:400]
-    pipeline = make_pipeline(RBM(32, random_state=0), LogisticRegression(max_iter=300))
+    pipeline = make_pipeline(RBM(32, n_iter=20, random_state=0), LogisticRegression(max_iter=300))
     assert pipeline.fit(x, y).score(x, y) > 0.8
 
 
