@@ -30,6 +30,10 @@ class Product(Expert):
         return dict(self.items)
 
     @property
+    def has_scale_latents(self) -> bool:
+        return any(expert.has_scale_latents for _, expert in self.items)
+
+    @property
     def num_factors(self) -> int:
         return sum(expert.num_factors for _, expert in self.items)
 

@@ -17,6 +17,7 @@ from poejax.experts import (
     Gaussian,
     GaussianMixture,
     HiddenBank,
+    Mixture,
     Neural,
     Power,
     StudentT,
@@ -401,6 +402,41 @@ class HalfThePrecision(HeavyTail):
 class RateWithoutTheData(HeavyTail):
     def sample_latent(self, rng_key, params, x):
         return super().sample_latent(rng_key, params, jnp.zeros_like(x))
+
+
+class IdleLatentsUnnormalised(Mixture):
+    def latent_log_weight(self, params, z):
+        pairs = self._each(params, z["choice"])
+        return sum(e.latent_log_weight(member, z["members"][n]) for _, n, e, member in pairs)
+
+
+class EveryMemberIsHeard(Mixture):
+    def visible_field(self, params, z):
+        ones = jnp.ones_like(z["choice"])
+        return super().visible_field(params, z | {"choice": ones})
+
+
+class IdleLatentsSeeTheEvent(Mixture):
+    def sample_latent(self, rng_key, params, x):
+        z = super().sample_latent(rng_key, params, x)
+        pairs = self._each(params, jnp.ones_like(z["choice"]))
+        return z | {"members": {n: e.sample_latent(rng_key, m, x) for _, n, e, m in pairs}}
+
+
+@pytest.mark.parametrize(
+    ("mutant", "law"),
+    [
+        (IdleLatentsUnnormalised, "integral"),
+        (EveryMemberIsHeard, "integral"),
+        (IdleLatentsSeeTheEvent, "sample"),
+    ],
+)
+def test_a_broken_mixture(mutant, law):
+    binary = units.Bernoulli(3)
+    bank = HiddenBank(binary, units.Bernoulli(2))
+    broken = mutant(binary, (("bank", bank), ("bias", Bias(binary))))
+    with pytest.raises(AssertionError, match=f"law '{law}' fails at beta="):
+        check_expert(broken, random_params(broken), rng_key=jax.random.key(1))
 
 
 @pytest.mark.parametrize(

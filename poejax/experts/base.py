@@ -43,6 +43,11 @@ class Expert(abc.ABC):
         """Whether `temper` raises every factor to the power beta, as without a sum over latents."""
         return False
 
+    @property
+    def has_scale_latents(self) -> bool:
+        """Whether latents set precisions only, so that their mean says nothing of the mean of x."""
+        return False
+
     @abc.abstractmethod
     def init(self, rng_key: Array) -> Params:
         """Draw initial parameters."""

@@ -44,6 +44,10 @@ class Mixture(Expert):
         return any(expert.is_opaque for _, expert in self.items)
 
     @property
+    def has_scale_latents(self) -> bool:
+        return any(expert.has_scale_latents for _, expert in self.items)
+
+    @property
     def num_factors(self) -> int:
         return 1
 

@@ -49,6 +49,10 @@ class Power(Expert):
         return True
 
     @property
+    def has_scale_latents(self) -> bool:
+        return self.expert.has_scale_latents
+
+    @property
     def num_factors(self) -> int:
         return self.expert.num_factors
 

@@ -56,6 +56,10 @@ class StudentT(Expert):
         return True
 
     @property
+    def has_scale_latents(self) -> bool:
+        return True
+
+    @property
     def num_factors(self) -> int:
         return self.num_experts
 
