@@ -1,0 +1,387 @@
+"""Toy densities on the plane under mixtures and under products, with about equally many parameters.
+
+    python -m experiments.toy_densities
+
+Fits four data sets by a mixture of Gaussians (EM) and by products of Gaussians, of mixtures, of
+unigauss and of Student-t experts, and compares exact held-out log-likelihoods. Then two facts
+behind the pictures: the KL divergence of a mixture falls with the number K of Gaussians and that of
+a product of K Gaussians does not; and a product of D univariate mixtures is a mixture of K^D.
+
+Writes to the working directory: densities.png, kl_against_k.png, expansion.png, results.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import poejax as pj
+from experiments import density_report, runs, toy_theory
+from experiments.toy_targets import TARGETS
+from poejax import training
+from poejax.types import Array, Event, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything the study depends on."""
+
+    preset: Literal["default", "smoke"] = "default"
+    """Defaults of all other options."""
+    targets: tuple[str, ...] = tuple(TARGETS)
+    """Data sets, of experiments.toy_targets."""
+    families: tuple[str, ...] = (
+        "mixture", "gaussians", "axis_mixtures", "joint_mixtures", "unigauss", "student_t",
+    )  # fmt: skip
+    """Models, of those in FAMILIES."""
+    num_train: int = 2000
+    """Training rows, drawn anew by every seed."""
+    num_test: int = 20_000
+    """Held-out rows."""
+    num_steps: int = 1500
+    """Adam updates of every product."""
+    batch_size: int = 500
+    """Rows per update."""
+    learning_rate: float = 0.05
+    """Of Adam, lowered to zero along a cosine."""
+    num_restarts: int = 5
+    """Starts of every fit, EM included; the one of highest training likelihood counts."""
+    num_chains: int = 200
+    """Persistent chains, for the products whose log Z has no cheap gradient."""
+    num_seeds: int = 3
+    """Seeds 0, 1, ... of data and fits."""
+    max_components: int = 8
+    """Largest K of the curve of KL against K."""
+    kl_steps: int = 1000
+    """EM steps at most, and Adam updates, of each fit of that curve."""
+    workdir: Path = Path("runs/toy_densities")
+    """Where figures and results go."""
+
+
+PRESETS = {
+    "default": Config(),
+    "smoke": Config(
+        preset="smoke",
+        targets=("grid",),
+        families=("mixture", "axis_mixtures"),
+        num_test=4000,
+        num_steps=300,
+        num_restarts=3,
+        num_seeds=2,
+        max_components=3,
+        kl_steps=300,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A product of experts and how it is learned.
+
+    start: `(rng_key, data) -> params`, near the data.
+    num_free: parameters that count: a softmax has one less than logits, a direction one less than
+      coordinates.
+    persistent: learned by PCD with block Gibbs instead of the exact gradient.
+    """
+
+    title: str
+    model: pj.Product
+    start: Callable[[Array, Event], Params]
+    num_free: int
+    persistent: bool = False
+
+
+class Fit(NamedTuple):
+    """A fitted density: `log_prob(rows [N, 2]) -> [N]`, with exact log Z, in nats."""
+
+    log_prob: Callable[[Array], Array]
+    num_free: int
+    rule: str
+
+
+_PLANE, _DIAGONAL = pj.units.Gaussian(2), pj.units.GaussianDiag(2)
+_NUM_COMPONENTS = 5  # of the mixture, that the number of everyone's parameters follows
+
+
+def _gaussians(num_experts: int = 6) -> Family:
+    expert = pj.experts.Gaussian(_PLANE, "full")
+    model = pj.product(_PLANE, **{f"gaussian_{k}": expert for k in range(num_experts)})
+
+    def start(rng_key: Array, data: Event) -> Params:
+        del data
+        return model.init(rng_key)
+
+    return Family("product of\nGaussians", model, start, 5 * num_experts)
+
+
+def _axis_mixtures(num_components: int = 5) -> Family:
+    model = pj.product(_DIAGONAL, mixture=pj.experts.GaussianMixture(_DIAGONAL, num_components))
+
+    def start(rng_key: Array, data: Event) -> Params:
+        # Any rows, coordinate by coordinate, and a K-th of the spread.
+        rows = jax.random.choice(rng_key, data, (num_components,), replace=False)
+        mean = rows.T[:, :, None]
+        log_precision = -jnp.log(data.var(axis=0)) + 2 * jnp.log(num_components)
+        scale = jnp.broadcast_to(log_precision[:, None, None], mean.shape)
+        logits = jnp.zeros((2, num_components))
+        return {"mixture": {"logits": logits, "mean": mean, "log_precision": scale}}
+
+    return Family("product of one\nmixture per axis", model, start, 2 * (3 * num_components - 1))
+
+
+def _joint_mixtures(num_experts: int = 2, num_components: int = 3) -> Family:
+    expert = pj.experts.GaussianMixture(_DIAGONAL, num_components, joint=True)
+    names = [f"mixture_{m}" for m in range(num_experts)]
+    model = pj.product(_DIAGONAL, **dict.fromkeys(names, expert))
+
+    def start(rng_key: Array, data: Event) -> Params:
+        rows = jax.random.choice(rng_key, data, (num_experts, 1, num_components), replace=False)
+        scale = jnp.broadcast_to(-jnp.log(data.var(axis=0)), rows.shape)
+        logits = jnp.zeros((1, num_components))
+        return {
+            name: {"logits": logits, "mean": rows[m], "log_precision": scale[m]}
+            for m, name in enumerate(names)
+        }
+
+    num_free = num_experts * (5 * num_components - 1)
+    return Family("product of\njoint mixtures", model, start, num_free)
+
+
+def _unigauss(num_experts: int = 5) -> Family:
+    model = pj.product(
+        _DIAGONAL,
+        broad=pj.experts.Gaussian(_DIAGONAL),
+        unigauss=pj.experts.Unigauss(_DIAGONAL, num_experts, uniform_density=0.05),
+    )
+
+    def start(rng_key: Array, data: Event) -> Params:
+        mean = jax.random.choice(rng_key, data, (num_experts,), replace=False)
+        log_precision = -jnp.log(data.var(axis=0))
+        return {
+            "broad": {"mean": data.mean(axis=0), "log_precision": log_precision - jnp.log(2.0)},
+            "unigauss": {
+                "logit": jnp.zeros(num_experts),
+                "mean": mean,
+                "log_precision": jnp.broadcast_to(log_precision + jnp.log(4.0), mean.shape),
+            },
+        }
+
+    return Family("product of unigauss\nand a Gaussian", model, start, 5 * num_experts + 4)
+
+
+def _student_t(num_experts: int = 9) -> Family:
+    expert = pj.experts.StudentT(_PLANE, num_experts)
+    model = pj.product(_PLANE, student_t=expert)
+
+    def start(rng_key: Array, data: Event) -> Params:
+        params = model.init(rng_key)
+        log_scale = jnp.full(num_experts, jnp.log(jnp.mean(data**2)))
+        return {"student_t": params["student_t"] | {"log_scale": log_scale}}
+
+    return Family("product of\nStudent-t", model, start, 3 * num_experts, persistent=True)
+
+
+FAMILIES = {
+    "gaussians": _gaussians(),
+    "axis_mixtures": _axis_mixtures(),
+    "joint_mixtures": _joint_mixtures(),
+    "unigauss": _unigauss(),
+    "student_t": _student_t(),
+}
+
+
+def fit_mixture(rng_key: Array, data: Event, num_restarts: int) -> Fit:
+    """Fit a mixture of full Gaussians by EM to rows [N, 2]."""
+    params, _ = pj.mixtures.fit_em(
+        rng_key, data, _NUM_COMPONENTS, max_steps=500, tol=1e-6, num_restarts=num_restarts
+    )
+    log_prob = functools.partial(_mixture_log_probs, params)
+    return Fit(log_prob, 6 * _NUM_COMPONENTS - 1, "EM")
+
+
+def fit_product(config: Config, family: Family, rng_key: Array, data: Event) -> Fit:
+    """Fit a product to rows [N, 2] from several starts, and keep the best on these rows.
+
+    Raises:
+      FloatingPointError: if no start leads to finite parameters.
+    """
+    keys = jax.random.split(rng_key, config.num_restarts)
+    fitted = _train(config, family, keys, data)
+    candidates = []
+    for k in range(config.num_restarts):
+        params = jax.tree.map(lambda leaf, k=k: leaf[k], fitted)
+        if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+            log_z = _log_z(family.model, params)
+            log_prob = functools.partial(_product_log_probs, family.model, params, log_z)
+            candidates.append((float(jnp.mean(log_prob(data))), k, log_prob))
+    if not candidates:
+        raise FloatingPointError(f"{family.title!r}: no start led to finite parameters")
+    rule = f"PCD-1, {config.num_chains} chains" if family.persistent else "exact gradient"
+    return Fit(max(candidates)[2], family.num_free, rule)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "family"))
+def _train(config: Config, family: Family, keys: Array, data: Event) -> Params:
+    """Return parameters with a leading axis of starts."""
+    model = family.model
+    estimator: Any = pj.estimators.exact(model)
+    if family.persistent:
+        estimator = pj.estimators.pcd(model, config.num_chains)
+    tx = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.num_steps))
+
+    def one(rng_key: Array) -> Params:
+        start_key, run_key = jax.random.split(rng_key)
+        params = family.start(start_key, data)
+        state = training.init(run_key, model, estimator, tx, data, params=params)
+        state, _ = training.train_steps(
+            estimator, tx, state, data, config.batch_size, config.num_steps
+        )
+        return state.params
+
+    return jax.vmap(one)(keys)
+
+
+def _log_z(model: pj.Product, params: Params) -> Array:
+    # TEMPORARY, until exact.log_z has quadrature on main.
+    if model.num_latent_states is not None:
+        return pj.exact.log_z(model, params)
+    return _polar(model, params)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _polar(model: pj.Product, params: Params) -> Array:
+    angles = jnp.arange(4096) * (2 * jnp.pi / 4096)
+    s = jnp.linspace(-6, 8, 400)  # log radius
+
+    def at(angle: Array) -> Array:
+        r = jnp.exp(s)
+        x = r[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+        return jax.nn.logsumexp(jax.vmap(model.log_density, in_axes=(None, 0))(params, x) + 2 * s)
+
+    parts = jax.lax.map(at, angles, batch_size=256)
+    return jax.nn.logsumexp(parts) + jnp.log(2 * jnp.pi / 4096) + jnp.log(s[1] - s[0])
+
+
+@jax.jit
+def _mixture_log_probs(params: pj.mixtures.MixtureParams, x: Array) -> Array:
+    return jax.vmap(pj.mixtures.log_prob, in_axes=(None, 0))(params, x)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _product_log_probs(model: pj.Product, params: Params, log_z: Array, x: Array) -> Array:
+    return jax.vmap(model.log_density, in_axes=(None, 0))(params, x) - log_z
+
+
+def study_densities(config: Config) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Fit every family to every data set, seed by seed.
+
+    Returns:
+      `(rows, panels)`: a row for every data set and family with held-out log-likelihoods in nats
+      per point, one per seed; and what `density_report.draw_densities` draws of the first seed.
+    """
+    rows, panels = [], {}
+    total = len(config.targets) * config.num_seeds * len(config.families)
+    with runs.progress(total, "fitting", "fit") as bar:
+        for name in config.targets:
+            target = TARGETS[name]
+            log_probs: dict[str, list[float]] = {}
+            stray: dict[str, list[float]] = {}
+            about: dict[str, tuple[int, str]] = {}
+            for seed in range(config.num_seeds):
+                index = list(TARGETS).index(name)
+                keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), 3)
+                data = target.sample(keys[0], config.num_train)
+                test = target.sample(keys[1], config.num_test)
+                region = density_report.Region.of(target, test)
+                truth = jax.vmap(target.log_prob)
+                fits = {"truth": Fit(truth, 0, "")}
+                for family in config.families:
+                    if family == "mixture":
+                        fits[family] = fit_mixture(keys[2], data, config.num_restarts)
+                    else:
+                        fits[family] = fit_product(config, FAMILIES[family], keys[2], data)
+                    bar.update()
+                    bar.set_postfix({"data": name, "model": family}, refresh=False)
+                for family, fit in fits.items():
+                    log_probs.setdefault(family, []).append(float(jnp.mean(fit.log_prob(test))))
+                    stray.setdefault(family, []).append(region.mass_outside(fit.log_prob))
+                    about[family] = (fit.num_free, fit.rule)
+                if seed == 0:
+                    panels[name] = (target, data, {k: fit.log_prob for k, fit in fits.items()})
+            rows += [
+                {
+                    "target": name,
+                    "family": family,
+                    "num_free": about[family][0],
+                    "rule": about[family][1],
+                    "log_likelihood": log_probs[family],
+                    "mass_outside": stray[family],
+                }
+                for family in log_probs
+            ]
+    return rows, panels
+
+
+def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+    """Run the three studies and draw them; returns the numbers that results.json holds.
+
+    Args:
+      config: the run's config.
+      workdir: directory to write to; what an earlier run left there is replaced.
+
+    Raises:
+      ValueError: if a data set or a family has no such name.
+      FloatingPointError: if a fit diverges from every start.
+    """
+    for field, known in (("targets", TARGETS), ("families", {"mixture", *FAMILIES})):
+        if unknown := set(getattr(config, field)) - set(known):
+            raise ValueError(f"{field}: expected names of {sorted(known)}, got {sorted(unknown)}")
+    start = time.perf_counter()
+    workdir.mkdir(parents=True, exist_ok=True)
+    rows, panels = study_densities(config)
+    curve = toy_theory.study_kl(config.max_components, config.num_seeds, config.kl_steps)
+    expansion = toy_theory.expand_product()
+    results = {
+        "config": runs.jsonable(config),
+        "densities": rows,
+        "kl_against_k": curve,
+        "expansion": expansion.summary(),
+        "seconds": time.perf_counter() - start,
+        "machine": runs.machine(),
+    }
+    titles = {name: family.title for name, family in FAMILIES.items()}
+    titles |= {"truth": "data", "mixture": "mixture of\nGaussians"}
+    density_report.draw_densities(workdir / "densities.png", rows, panels, titles)
+    density_report.draw_kl(workdir / "kl_against_k.png", curve)
+    density_report.draw_expansion(workdir / "expansion.png", expansion)
+    runs.write_json(workdir / "results.json", results)
+    return results
+
+
+def main() -> int:
+    """Run from the command line; returns the exit status."""
+    try:
+        config = runs.parse(PRESETS, __doc__ or "")
+        results = train_and_evaluate(config, config.workdir)
+    except (FloatingPointError, OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print(density_report.table(results))
+    print(f"figures and results: {config.workdir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
