@@ -22,8 +22,7 @@ from poejax.types import Array
 LogProbs = Callable[[Array], Array]
 """`rows [N, 2] -> log densities [N]`."""
 
-_NUM_NODES = 300  # an even number, so that no node is the origin
-_COMPONENT_COLOURS = ("tab:blue", "tab:orange")
+NUM_NODES = 300  # an even number, so that no node is the origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Region:
         threshold = np.quantile(np.asarray(jax.vmap(target.log_prob)(test)), 0.01)
         x = nodes(target)
         log_p = np.asarray(jax.vmap(target.log_prob)(x))
-        side = 2 * target.extent / _NUM_NODES
+        side = 2 * target.extent / NUM_NODES
         return cls(x, log_p >= threshold, side**2)
 
     def mass_outside(self, log_prob: LogProbs) -> float:
@@ -54,8 +53,8 @@ class Region:
 
 def nodes(target: Target) -> Array:
     """Return the centres of 300 x 300 cells of the target's square, [90000, 2], rows from below."""
-    step = 2 * target.extent / _NUM_NODES
-    axis = -target.extent + step * (jnp.arange(_NUM_NODES) + 0.5)
+    step = 2 * target.extent / NUM_NODES
+    axis = -target.extent + step * (jnp.arange(NUM_NODES) + 0.5)
     return jnp.stack(jnp.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
 
 
@@ -86,7 +85,7 @@ def draw_densities(
             panel = axes[i, j]
             density = np.exp(np.asarray(log_probs[family](nodes(target))))
             panel.imshow(
-                density.reshape(_NUM_NODES, _NUM_NODES),
+                density.reshape(NUM_NODES, NUM_NODES),
                 origin="lower",
                 extent=(-target.extent, target.extent) * 2,
                 norm=PowerNorm(0.5, 0, peak),
@@ -149,30 +148,32 @@ def draw_expansion(path: Path, expansion: Expansion) -> None:
         extent=(-side, side, -side, side),
         norm=PowerNorm(0.5, 0),
         cmap="Greys",
+        aspect="auto",
     )
     for mean, precision in zip(expansion.expanded.means, expansion.expanded.precisions, strict=True):
         width, height = 4 / np.sqrt(np.asarray(precision))
         main.add_patch(Ellipse(tuple(np.asarray(mean)), width, height, fill=False, ec="tab:red"))
         main.plot(*np.asarray(mean), "+", color="tab:red", ms=5)
     main.set(xlabel="x$_1$", ylabel="x$_2$", xlim=(-side, side), ylim=(-side, side))
-    beside = (figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 1]))
     axis = x[0, :, 0]
-    for i, (panel, colour) in enumerate(zip(beside, _COMPONENT_COLOURS, strict=True)):
+    beside = (
+        figure.add_subplot(grid[0, 0], sharex=main),
+        figure.add_subplot(grid[1, 1], sharey=main),
+    )
+    for i, panel in enumerate(beside):
         parts = _univariate_parts(expansion, i, axis)
-        for curve in (*parts, parts.sum(axis=0)):
-            is_sum = curve is not None and np.array_equal(curve, parts.sum(axis=0))
-            pair = (axis, curve) if i == 0 else (curve, axis)
-            panel.plot(*pair, color="black" if is_sum else colour, lw=1.6 if is_sum else 1.0)
-        panel.set(xticks=[], yticks=[])
-        panel.spines[:].set_visible(False)
+        lines = [(parts.sum(axis=0), "0.8", 4.0), *((part, "tab:red", 1.2) for part in parts)]
+        for values, colour, width in lines:
+            panel.plot(*((axis, values) if i == 0 else (values, axis)), color=colour, lw=width)
         panel.set_title(f"mixture over x$_{i + 1}$", fontsize=9)
-        (panel.set_xlim if i == 0 else panel.set_ylim)(-side, side)
+        panel.axis("off")
     figure.suptitle(
         f"{summary['univariate_components']} univariate components "
         f"({summary['product_free_parameters']} free parameters) multiply into\n"
         f"{summary['expanded_components']} on the plane "
         f"({summary['mixture_free_parameters']} free parameters as a mixture); "
-        f"largest difference {summary['max_abs_difference']:.1e}",
+        f"ellipses: two standard deviations\n"
+        f"largest difference of the two densities {summary['max_abs_difference']:.1e}",
         fontsize=10,
     )
     plotting.save(figure, path)
