@@ -45,7 +45,7 @@ class GradientKernel(abc.ABC):
         x = jax.tree.map(as_float, x)
         # One dtype for all blocks, and none in which a small step would round to no step.
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(x))
-        return ChainState(jax.tree.map(lambda leaf: leaf.astype(dtype), x), clamp)
+        return ChainState(_cast(x, dtype), clamp)
 
     def step(self, rng_key: Array, params: Params, state: ChainState) -> tuple[ChainState, Any]:
         """Propose a move of the sites that are not clamped, and accept or reject it."""
@@ -74,11 +74,13 @@ class MALA(GradientKernel):
         self, rng_key: Array, params: Params, state: ChainState, step_size: Array | float
     ) -> tuple[ChainState, MetropolisInfo]:
         blackjax = import_blackjax()
-        log_density = self.log_density(params, state)
-        start = blackjax.mala.init(state.x, log_density)
-        step_size = jnp.asarray(step_size, _dtype(state))
+        log_density, dtype = self.log_density(params, state), _dtype(state)
+        # blackjax draws this noise in the default dtype, which is wider than the chain's where
+        # float32 chains run under x64; a chain keeps the dtype it started in.
+        start = blackjax.mala.init(_cast(state.x, jnp.result_type(float)), log_density)
+        step_size = jnp.asarray(step_size, jnp.result_type(float))
         end, info = blackjax.mala.build_kernel()(rng_key, start, log_density, step_size)
-        x = _hold(state, end.position)
+        x = _hold(state, _cast(end.position, dtype))
         return ChainState(x, state.clamp), MetropolisInfo(info.acceptance_rate, info.is_accepted)
 
 
@@ -211,6 +213,10 @@ def import_blackjax() -> Any:
 
 def _hold(state: ChainState, x: Event) -> Event:
     return x if state.clamp is None else jax.tree.map(jnp.where, state.clamp, state.x, x)
+
+
+def _cast(x: Event, dtype: Any) -> Event:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), x)
 
 
 def _dtype(state: ChainState) -> Any:
