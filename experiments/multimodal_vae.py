@@ -7,6 +7,18 @@ and a half that is missing drops out of the product (Wu & Goodman 2018). Trained
 paper's sum of ELBOs over subsets of the halves; the ELBO of both halves alone; and that ELBO with a
 mixture of the single posteriors in place of their product (Shi et al. 2019). Prints held-out bounds
 on log p(a, b) and scores of the half that was not given; writes results.json and figures/.
+
+On 500 test digits, means over 3 seeds (330 s on two CPU cores that were busy with other work):
+
+                          log p(a, b), IWAE    log p(b | a)    wrong bits of b, %
+    mean image                      -204.67         -108.89                 14.18
+    100 Bernoulli mixture           -143.68          -79.28                 10.58
+    product, sub-sampled            -112.59          -72.66                 11.35
+    product, both only              -109.97         -182.82                 14.58
+    mixture                         -122.07          -66.03                  8.75
+
+The product models both halves best, but only sub-sampling makes its single experts usable; the
+mixture, which trains each half to predict the other, completes best and models both worse.
 """
 
 from __future__ import annotations
