@@ -14,10 +14,11 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
+import poejax as pj
 from experiments.toy_targets import Target
 from experiments.toy_theory import Expansion
 from poejax import plotting
-from poejax.types import Array
+from poejax.types import Array, Params
 
 LogProbs = Callable[[Array], Array]
 """`rows [N, 2] -> log densities [N]`."""
@@ -150,7 +151,9 @@ def draw_expansion(path: Path, expansion: Expansion) -> None:
         cmap="Greys",
         aspect="auto",
     )
-    for mean, precision in zip(expansion.expanded.means, expansion.expanded.precisions, strict=True):
+    for mean, precision in zip(
+        expansion.expanded.means, expansion.expanded.precisions, strict=True
+    ):
         width, height = 4 / np.sqrt(np.asarray(precision))
         main.add_patch(Ellipse(tuple(np.asarray(mean)), width, height, fill=False, ec="tab:red"))
         main.plot(*np.asarray(mean), "+", color="tab:red", ms=5)
@@ -179,6 +182,58 @@ def draw_expansion(path: Path, expansion: Expansion) -> None:
     plotting.save(figure, path)
 
 
+def draw_votes(
+    path: Path,
+    model: pj.Product,
+    params: Params,
+    log_z: Array,
+    data: Array,
+    samples: Array,
+    target: Target,
+    titles: Mapping[str, str],
+) -> None:
+    """Draw data and samples [N, 2], the density, and what each of three experts votes for.
+
+    Args:
+      path: a name ending in .png.
+      model: a product over the plane.
+      params: its parameters.
+      log_z: its log partition function.
+      data: training rows.
+      samples: the model's.
+      target: says what square to draw.
+      titles: headings of the three experts by name.
+    """
+    x, side = nodes(target), target.extent
+    figure = Figure((10.2, 6.2), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for panel, title, rows in ((axes[0, 0], "data", data), (axes[0, 1], "samples by HMC", samples)):
+        panel.plot(*np.asarray(rows[:1000]).T, ".", ms=2.5, color="tab:blue", alpha=0.6)
+        panel.set_title(f"{title}, {min(1000, len(rows))} rows")
+    log_p = np.asarray(jax.vmap(model.log_density, in_axes=(None, 0))(params, x) - log_z)
+    pictures = [("density of the product", axes[0, 2], np.exp(log_p), "magma")]
+    for panel, (name, title) in zip(axes[1], titles.items(), strict=True):
+        factors = jax.vmap(model.experts[name].log_factors, in_axes=(None, 0))(params[name], x)
+        votes = np.asarray(factors).sum(axis=1)
+        pictures.append((f"log f: {title}", panel, votes - votes.max(), "viridis"))
+    for title, panel, values, cmap in pictures:
+        picture = panel.imshow(
+            values.reshape(NUM_NODES, NUM_NODES),
+            origin="lower",
+            extent=(-side, side, -side, side),
+            cmap=cmap,
+        )
+        figure.colorbar(picture, ax=panel, shrink=0.75)
+        panel.set_title(title)
+    ticks = np.linspace(-side, side, 5)
+    for panel in axes.flat:
+        panel.set(
+            xlim=(-side, side), ylim=(-side, side), aspect="equal", xticks=ticks, yticks=ticks
+        )
+    figure.suptitle("log f in nats, less its largest value", fontsize=10)
+    plotting.save(figure, path)
+
+
 def table(results: Mapping[str, Any]) -> str:
     """Return all results as text."""
     lines = ["", "held-out log-likelihood, nats per point, exact; mean and sd over seeds"]
@@ -195,8 +250,9 @@ def table(results: Mapping[str, Any]) -> str:
         sd = values.std(ddof=1) if len(values) > 1 else 0.0
         outside = 100 * np.mean(row["mass_outside"])
         lines.append(
-            f"{row['target']:<7}{row['family']:<16}{row['num_free'] or '':>7}{mean:>10.4f}{sd:>8.4f}"
-            f"{truth[row['target']] - mean:>13.4f}{outside:>12.1f} %  {row['rule']}"
+            f"{row['target']:<7}{row['family']:<16}{row['num_free'] or '':>7}"
+            f"{mean:>10.4f}{sd:>8.4f}{truth[row['target']] - mean:>13.4f}"
+            f"{outside:>12.1f} %  {row['rule']}"
         )
     curve = results["kl_against_k"]
     lines += ["", "KL(p || q_K) in nats, median (smallest, largest) over seeds"]

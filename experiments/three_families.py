@@ -26,13 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 
 import poejax as pj
-from experiments import runs
+from experiments import density_report, runs
 from experiments.density_report import NUM_NODES, nodes
 from experiments.toy_targets import TARGETS, Target
-from poejax import chains, plotting, training
+from poejax import chains, training
 from poejax.types import Array, Event, Kernel, Params
 
 
@@ -42,7 +41,7 @@ class Config:
 
     preset: Literal["default", "smoke"] = "default"
     """Defaults of all other options."""
-    target: str = "ring"
+    target: str = "plus"
     """Data set, of experiments.toy_targets."""
     num_train: int = 2000
     """Training rows."""
@@ -83,7 +82,10 @@ PRESETS = {
     "smoke": Config(
         preset="smoke",
         num_test=2000,
-        num_steps=150,
+        num_student_t=2,
+        num_steps=200,
+        learning_rate=0.03,
+        num_chains=100,
         num_samples=200,
         sample_steps=30,
         ais_steps=40,
@@ -92,6 +94,7 @@ PRESETS = {
     ),
 }
 
+_TITLES = {"student_t": "Student-t experts", "gaussian": "Gaussian", "neural": "network, -E"}
 _WIDTH, _BOUND = 32, 5.0  # of the hidden layers; of the energy, in nats
 
 
@@ -119,7 +122,7 @@ def build(num_student_t: int) -> pj.Product:
     visible = pj.units.Gaussian(2)
     return pj.product(
         visible,
-        student_t=pj.experts.StudentT(visible, num_student_t, init_exponent=0.1),
+        student_t=pj.experts.StudentT(visible, num_student_t, init_exponent=0.5),
         gaussian=pj.experts.Gaussian(visible, "full"),
         neural=pj.experts.Neural(visible, init_network, energy),
     )
@@ -184,15 +187,13 @@ def draw_samples(
     """Draw from random starts by HMC with a tuned step size.
 
     Returns:
-      `(samples [num_samples, 2], step_size, acceptance)`, the acceptance that of the last half.
+      `(samples [num_samples, 2], step_size, acceptance)`.
     """
-    keys = jax.random.split(rng_key, 4)
+    keys = jax.random.split(rng_key, 3)
     kernel = pj.kernels.hmc(model, config.step_size, config.num_leapfrog)
     states = chains.init(keys[0], kernel, params, config.num_samples)
     kernel, states = pj.kernels.tune_step_size(keys[1], kernel, params, states)
-    half = max(1, config.sample_steps // 2)
-    states, _ = chains.run(keys[2], kernel, params, states, half)
-    states, seen = chains.run(keys[3], kernel, params, states, half, _acceptance)
+    states, seen = chains.run(keys[2], kernel, params, states, config.sample_steps, _acceptance)
     return states.x, kernel.step_size, float(seen.mean.mean())
 
 
@@ -276,7 +277,9 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         "seconds": time.perf_counter() - begin,
         "machine": runs.machine(),
     }
-    draw(workdir / "three_families.png", model, params, quadrature.log_z, data, samples, target)
+    log_z = quadrature.log_z
+    path = workdir / "three_families.png"
+    density_report.draw_votes(path, model, params, log_z, data, samples, target, _TITLES)
     runs.write_json(workdir / "results.json", results)
     return results
 
@@ -286,44 +289,6 @@ def _best_gaussian(data: Event, test: Event) -> float:
     precision = jnp.linalg.inv(jnp.cov(data, rowvar=False, ddof=0))
     one = functools.partial(pj.gaussians.log_prob, jnp.mean(data, axis=0), precision)
     return float(jnp.mean(jax.vmap(one)(test)))
-
-
-def draw(
-    path: Path,
-    model: pj.Product,
-    params: Params,
-    log_z: Array,
-    data: Event,
-    samples: Event,
-    target: Target,
-) -> None:
-    """Draw data, samples and density, and below them what each family votes for."""
-    x, side = nodes(target), target.extent
-    figure = Figure((9.6, 6.8), layout="constrained")
-    axes = figure.subplots(2, 3)
-    for panel, rows, title in zip(axes[0], (data, samples), ("data", "samples by HMC")):  # noqa: B905
-        panel.plot(*np.asarray(rows[:1000]).T, ".", ms=2.5, color="tab:blue", alpha=0.6)
-        panel.set_title(f"{title}, {min(1000, len(rows))} rows")
-    log_p = jax.vmap(model.log_density, in_axes=(None, 0))(params, x) - log_z
-    pictures = {"density of the product": (axes[0, 2], np.exp(np.asarray(log_p)), "magma")}
-    names = {"student_t": "Student-t experts", "gaussian": "Gaussian", "neural": "network, -E"}
-    for panel, (name, title) in zip(axes[1], names.items(), strict=True):
-        votes = jax.vmap(model.experts[name].log_factors, in_axes=(None, 0))(params[name], x)
-        votes = np.asarray(votes.sum(axis=1))
-        pictures[f"log f: {title}"] = (panel, votes - votes.max(), "viridis")
-    for title, (panel, values, cmap) in pictures.items():
-        picture = panel.imshow(
-            values.reshape(NUM_NODES, NUM_NODES),
-            origin="lower",
-            extent=(-side, side, -side, side),
-            cmap=cmap,
-        )
-        figure.colorbar(picture, ax=panel, shrink=0.75)
-        panel.set_title(title)
-    for panel in axes.flat:
-        panel.set(xlim=(-side, side), ylim=(-side, side), aspect="equal")
-    figure.suptitle("Votes in nats, each less its largest", fontsize=10)
-    plotting.save(figure, path)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -350,8 +315,8 @@ def table(results: dict[str, Any]) -> str:
         f"[{low:.4f}, {high:.4f}] with AIS",
         f"  true density     {results['true_log_likelihood']:.4f}",
         f"E|x|: {samples['mean_radius']:.4f} of the density, "
-        f"{samples['mean_radius_of_samples']:.4f} ± {samples['mean_radius_std_err']:.4f} of samples "
-        f"(HMC step {samples['step_size']:g}, acceptance {samples['acceptance']:.2f})",
+        f"{samples['mean_radius_of_samples']:.4f} ± {samples['mean_radius_std_err']:.4f} of the "
+        f"samples (HMC step {samples['step_size']:g}, acceptance {samples['acceptance']:.2f})",
         f"{results['seconds']:.0f} s; {results['machine']}",
     ]
     return "\n".join(lines)

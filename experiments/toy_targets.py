@@ -1,4 +1,4 @@
-"""Densities on the plane that can be sampled and evaluated exactly: what toy models are fitted to."""
+"""Densities on the plane with exact samples: what toy models are fitted to."""
 
 from __future__ import annotations
 

@@ -131,14 +131,14 @@ class Expansion(NamedTuple):
 
 def expand_product(side: float = 3.4, num_nodes: int = 200) -> Expansion:
     """Expand a product of two univariate mixtures with K = 3, and evaluate both on a square."""
-    log_weights = np.log(np.array([[0.3, 0.45, 0.25], [0.25, 0.35, 0.4]], np.float32))
-    means = np.array([[-2.0, 0.1, 1.8], [-1.7, 0.2, 2.1]], np.float32)
-    scales = np.array([[0.3, 0.5, 0.25], [0.45, 0.25, 0.35]], np.float32)
+    log_weights = jnp.log(jnp.array([[0.3, 0.45, 0.25], [0.25, 0.35, 0.4]]))
+    means = jnp.array([[-2.0, 0.1, 1.8], [-1.7, 0.2, 2.1]])
+    scales = jnp.array([[0.3, 0.5, 0.25], [0.45, 0.25, 0.35]])
     precisions = 1 / scales**2
     params = {
         "logits": log_weights,
         "mean": means[:, :, None],
-        "log_precision": np.log(precisions)[:, :, None],
+        "log_precision": jnp.log(precisions)[:, :, None],
     }
     expanded = pj.gaussians.expand_axis_aligned(log_weights, means, precisions)
     visible = pj.units.GaussianDiag(2)
@@ -156,8 +156,8 @@ def expand_product(side: float = 3.4, num_nodes: int = 200) -> Expansion:
         )
         return jnp.exp(jax.nn.logsumexp(expanded.log_weights + log_probs))
 
-    pair = [np.asarray(jax.vmap(jax.vmap(f))(x), np.float64) for f in (as_product, as_mixture)]
-    return Expansion(params, expanded, x, *pair)
+    densities = [jax.vmap(jax.vmap(f))(jnp.asarray(x)) for f in (as_product, as_mixture)]
+    return Expansion(params, expanded, x, *(np.asarray(p, np.float64) for p in densities))
 
 
 def _gaussians(num_experts: int) -> pj.Product:
