@@ -67,10 +67,11 @@ PRESETS = {
             num_train=200,
             num_test=200,
             num_experts=6,
-            cd_steps=200,
+            cd_steps=300,
             exact_steps=100,
             num_chains=300,
-            num_sweeps=50,
+            num_sweeps=30,
+            num_restarts=1,
             num_seeds=1,
         ),
         edges=hinton2002_edges.Config(

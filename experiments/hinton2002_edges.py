@@ -6,6 +6,7 @@ The second part of `experiments.hinton2002`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Config:
     """Seeds 0, 1, ... of data, initial experts and training."""
 
 
+@functools.partial(jax.jit, static_argnames=("num_images", "config"))
 def draw_images(rng_key: Array, num_images: int, config: Config) -> Array:
     """Draw images [N, side²] of one edge: random orientation, position, polarity, intensities.
 
@@ -79,6 +81,7 @@ def build(config: Config) -> pj.Product:
     return pj.product(visible, broad=pj.experts.Gaussian(visible), unigauss=unigauss)
 
 
+@functools.partial(jax.jit, static_argnames=("model", "config"))
 def initial_params(rng_key: Array, model: pj.Product, config: Config, x: Array) -> Params:
     """Vague Gaussians near the mean image, each of which speaks for half of the images.
 
@@ -102,6 +105,7 @@ def initial_params(rng_key: Array, model: pj.Product, config: Config, x: Array) 
     }
 
 
+@functools.partial(jax.jit, static_argnames=("model",))
 def reconstruct(model: pj.Product, params: Params, x: Array) -> Array:
     """Return the mean of the visibles given the mean of the latents, for each image."""
 
@@ -116,29 +120,30 @@ def edge_likeness(means: Array, side: int) -> np.ndarray:
 
     The largest squared correlation with an edge of 36 orientations and of offsets 0.5 pixels apart.
     """
-    angles, offsets = jnp.meshgrid(jnp.arange(36) * jnp.pi / 36, jnp.arange(-side, side, 0.5))
-    bank = _signed_distance(side, angles.reshape(-1, 1), offsets.reshape(-1, 1)) > 0
+    angles, offsets = np.meshgrid(np.arange(36) * np.pi / 36, np.arange(-side, side, 0.5))
+    distance = _signed_distance(side, angles.reshape(-1, 1), offsets.reshape(-1, 1))
+    bank = np.asarray(distance) > 0
     # Not one or two pixels in a corner: those would fit any outlier.
     kept = (bank.sum(axis=1) >= side) & (bank.sum(axis=1) <= side**2 - side)
-    unit = [v - v.mean(axis=1, keepdims=True) for v in (means, bank[kept] * 1.0)]
-    unit = [v / jnp.linalg.norm(v, axis=1, keepdims=True) for v in unit]
-    return np.asarray(jnp.max((unit[0] @ unit[1].T) ** 2, axis=1))
+    unit = [v - v.mean(axis=1, keepdims=True) for v in (np.asarray(means), bank[kept] * 1.0)]
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in unit]
+    return np.max((unit[0] @ unit[1].T) ** 2, axis=1)
 
 
 def evaluate(model: pj.Product, params: Params, test: Array, side: int) -> dict[str, float]:
     """Return the held-out reconstruction error, how the experts speak, and edge likeness."""
-    residual = reconstruct(model, params, test) - test
+    residual = np.asarray(reconstruct(model, params, test)) - np.asarray(test)
     expert = model.experts["unigauss"]
-    speaks = jax.vmap(expert.latent_mean, in_axes=(None, 0))(params["unigauss"], test)
+    speaks = jax.jit(jax.vmap(expert.latent_mean, in_axes=(None, 0)))(params["unigauss"], test)
     likeness = edge_likeness(params["unigauss"]["mean"], side)
-    sds = jnp.exp(-0.5 * params["unigauss"]["log_precision"])
+    sds = np.exp(-0.5 * np.asarray(params["unigauss"]["log_precision"]))
     return {
-        "unexplained_variance": float(jnp.mean(residual**2) / jnp.mean(jnp.var(test, axis=0))),
+        "unexplained_variance": float(np.mean(residual**2) / np.mean(np.var(test, axis=0))),
         "share_of_experts_speaking": float(speaks.mean()),
         "least_speaking_expert": float(speaks.mean(axis=0).min()),
         "median_edge_likeness": float(np.median(likeness)),
         "share_edge_likeness_above_half": float(np.mean(likeness > 0.5)),
-        "median_sd": float(jnp.median(sds)),
+        "median_sd": float(np.median(sds)),
     }
 
 
@@ -164,12 +169,13 @@ def run(config: Config, figures: Path) -> dict[str, Any]:
             results["after"].append(evaluate(model, params, test, config.side))
             bar.update()
             experts = params["unigauss"]
-            sds = jnp.exp(-0.5 * experts["log_precision"])
+            sds = np.exp(-0.5 * np.asarray(experts["log_precision"]))
+            columns = min(10, config.num_experts)
             drawn = {
                 "images": plotting.grid(train[:40], shape, 10, "training images"),
-                "means": plotting.grid(experts["mean"], shape, 10, "means of the experts"),
+                "means": plotting.grid(experts["mean"], shape, columns, "means of the experts"),
                 "deviations": plotting.grid(
-                    sds / sds.max(), shape, 10, f"standard deviations, white = {sds.max():.2f}"
+                    sds / sds.max(), shape, columns, f"standard deviations, white = {sds.max():.2f}"
                 ),
                 "reconstructions": plotting.reconstructions(
                     test[:20], reconstruct(model, params, test[:20]), shape, title="held-out images"

@@ -57,6 +57,8 @@ class Config:
     """Gibbs chains for the pictures, from a broad Gaussian."""
     num_sweeps: int = 2000
     """Sweeps of each chain."""
+    num_restarts: int = 10
+    """Starts of EM for the mixtures of Gaussians, of which the best is kept."""
     num_seeds: int = 3
     """Seeds 0, 1, ... of data, initial experts and training."""
 
@@ -68,6 +70,7 @@ def centres() -> Array:
     return jnp.array(sites) - middle
 
 
+@functools.partial(jax.jit, static_argnames=("num_points",))
 def draw_points(rng_key: Array, num_points: int, cluster_sd: float) -> Array:
     """Draw points [N, 2] from the equal mixture of round clusters."""
     row_key, noise_key = jax.random.split(rng_key)
@@ -82,6 +85,7 @@ def build(config: Config) -> pj.Product:
     return pj.product(visible, broad=pj.experts.Gaussian(visible), unigauss=unigauss)
 
 
+@functools.partial(jax.jit, static_argnames=("model", "config"))
 def initial_params(rng_key: Array, model: pj.Product, config: Config, x: Array) -> Params:
     """Random circular Gaussians as wide as the data, at even odds; the broad one at its place."""
     params = model.init(rng_key)
@@ -113,10 +117,10 @@ def cell_masses(log_prob: Any) -> np.ndarray:
 
     By the midpoint rule, whose error is negligible for densities as smooth as 3 / _CELL.
     """
-    line = (jnp.arange(SIDE * _CELL) + 0.5) / _CELL - SIDE / 2
-    points = jnp.stack(jnp.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
-    density = jnp.exp(jax.jit(jax.vmap(log_prob))(points))
-    return np.asarray(density.reshape(SIDE, _CELL, SIDE, _CELL).mean((1, 3)))
+    line = (np.arange(SIDE * _CELL, dtype=np.float32) + 0.5) / _CELL - SIDE / 2
+    points = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+    density = np.exp(np.asarray(jax.jit(jax.vmap(log_prob))(points), np.float64))
+    return density.reshape(SIDE, _CELL, SIDE, _CELL).mean((1, 3))
 
 
 def figures_of_merit(masses: np.ndarray, log_likelihood: float) -> dict[str, float]:
@@ -139,6 +143,7 @@ def evaluate(model: pj.Product, params: Params, test: Array) -> dict[str, Any]:
     return figures_of_merit(masses, float(values.mean)) | {"masses": masses}
 
 
+@functools.partial(jax.jit, static_argnames=("model", "config"))
 def sample(rng_key: Array, model: pj.Product, params: Params, config: Config) -> Array:
     """Run Gibbs chains from a broad Gaussian; returns where they end, [C, 2]."""
     start_key, init_key, run_key = jax.random.split(rng_key, 3)
@@ -151,7 +156,8 @@ def sample(rng_key: Array, model: pj.Product, params: Params, config: Config) ->
 def total_variation(samples: Array, masses: np.ndarray) -> float:
     """Return half the L1 distance of the samples' cell frequencies from the exact masses."""
     ends = (-SIDE / 2, SIDE / 2)
-    counts, _, _ = np.histogram2d(*np.asarray(samples).T, bins=SIDE, range=(ends, ends))
+    x, y = np.asarray(samples, np.float64).T
+    counts, _, _ = np.histogram2d(x, y, bins=SIDE, range=[ends, ends])
     inside = counts / len(samples)
     outside = abs(inside.sum() - masses.sum())
     return float(0.5 * (np.abs(inside - masses).sum() + outside))
@@ -199,7 +205,11 @@ def run(config: Config, figures: Path) -> dict[str, Any]:
                 bar.update()
             for num_components in (config.num_experts, SIDE**2 - 1):
                 mixture, _ = pj.mixtures.fit_em(
-                    gmm_key, train, num_components, covariance="diag", num_restarts=10
+                    gmm_key,
+                    train,
+                    num_components,
+                    covariance="diag",
+                    num_restarts=config.num_restarts,
                 )
                 log_prob = functools.partial(pj.mixtures.log_prob, mixture)
                 value = float(jnp.mean(jax.vmap(log_prob)(test)))
@@ -216,14 +226,16 @@ def draw(model: pj.Product, train: Array, drawn: list[Any]) -> Figure:
     figure = Figure((4.2 * len(drawn), 11.4), layout="constrained")
     panels = figure.subplots(3, len(drawn), squeeze=False)
     end = SIDE / 2 + 0.25
-    line = np.linspace(-end, end, 300)
-    points = jnp.stack(jnp.meshgrid(line, line, indexing="xy"), axis=-1).reshape(-1, 2)
+    line = np.linspace(-end, end, 300, dtype=np.float32)
+    points = np.stack(np.meshgrid(line, line, indexing="xy"), axis=-1).reshape(-1, 2)
+    log_density = jax.jit(jax.vmap(model.log_density, in_axes=(None, 0)))
     hole = (MISSING[0] - (SIDE - 1) / 2, MISSING[1] - (SIDE - 1) / 2)
     for column, (name, params, samples, masses) in zip(panels.T, drawn, strict=True):
         experts = jax.tree.map(np.asarray, params["unigauss"])
-        sds, weights = np.exp(-0.5 * experts["log_precision"]), jax.nn.sigmoid(experts["logit"])
+        sds = np.exp(-0.5 * experts["log_precision"])
+        weights = np.asarray(jax.nn.sigmoid(experts["logit"]))
         column[0].plot(*np.asarray(train[:300]).T, ".", ms=2, color="k")
-        for mean, sd, weight in zip(experts["mean"], sds, np.asarray(weights), strict=True):
+        for mean, sd, weight in zip(experts["mean"], sds, weights, strict=True):
             size = {"width": 2 * sd[0], "height": 2 * sd[1]}
             column[0].add_patch(
                 Ellipse(tuple(mean), **size, fill=False, color="C0", alpha=max(0.15, weight))
@@ -231,8 +243,7 @@ def draw(model: pj.Product, train: Array, drawn: list[Any]) -> Figure:
         column[0].set_title(f"{name}: data and experts (1 SD)", fontsize="medium")
         column[1].plot(*np.asarray(samples[:300]).T, ".", ms=2, color="C3")
         column[1].set_title("300 Gibbs samples", fontsize="medium")
-        log_density = jax.jit(jax.vmap(model.log_density, in_axes=(None, 0)))(params, points)
-        picture = np.asarray(log_density).reshape(len(line), -1)
+        picture = np.asarray(log_density(params, points)).reshape(len(line), -1)
         column[2].imshow(
             picture - picture.max(),
             extent=(-end, end, -end, end),
@@ -242,7 +253,7 @@ def draw(model: pj.Product, train: Array, drawn: list[Any]) -> Figure:
         )
         present = np.delete(masses.ravel(), MISSING[0] * SIDE + MISSING[1]).mean()
         column[2].set_title(
-            f"log density, top 10 nats; missing / present {masses[MISSING] / present:.2f}",
+            f"log density, missing / present {masses[MISSING] / present:.2f}",
             fontsize="medium",
         )
         for axes in column:
