@@ -304,7 +304,9 @@ def draw(analysis: Analysis, setting: Setting) -> Figure:
         worse = int((values < 0).sum())
         axes.hist(values, 120, range=(min(0.0, values.min()), np.quantile(values, 0.999)))
         axes.set(xlabel=label, ylabel="networks", yscale="log")
-        axes.set_title(f"negative in {worse:,} of {len(values):,}", fontsize="medium")
+        axes.set_title(
+            f"negative in {worse:,} of {len(values):,} (largest 0.1 % not shown)", fontsize="medium"
+        )
     axes = panels[1, 0]
     shown = slice(0, 3000)
     axes.scatter(a.modelled[shown], a.unmodelled[shown], s=4, alpha=0.5, linewidths=0)
