@@ -16,7 +16,7 @@ grid, seeds 0 to 2                log-likelihood           missing cluster / mea
     mixture of 24 Gaussians       -1.454 -1.482 -1.447     0.000 0.000 0.000
 Nats per held-out point, exact; the ceiling is -1.411. CD-1 lays the experts along rows and columns
 and leaves the clusters' masses far from the data's, since its reconstructions stay in their
-cluster; longer training made that worse. The exact gradient repairs the masses. Even so the
+cluster; longer, faster training made it worse. The exact gradient repairs the masses. Even so the
 product keeps a third to a half of a cluster where there is none, as the paper found too.
 
 edges, 1 seed: reconstructions leave 7.9 % of the held-out variance, and one sharp edge explains
