@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, in its reduced setting, and shows what it was saved with."""
+"""Every notebook runs top to bottom in its reduced setting, and was saved with its figures."""
 
 from __future__ import annotations
 
