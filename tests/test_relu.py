@@ -113,7 +113,7 @@ KS_FIELDS = [-1000.0, -50.0, -5.0, -2.0, -0.3, 0.0, 0.3, 5.0, 50.0]
 
 @pytest.mark.parametrize("field", KS_FIELDS)
 def test_draws_follow_the_truncated_gaussian(field):
-    z = draws(field)
+    z = draws(field, seed=KS_FIELDS.index(field))
     assert (z >= 0).all()
     assert p_value(z, field) > 1e-4 / len(KS_FIELDS)
 

@@ -17,7 +17,6 @@ _HALF_LOG_PI_OVER_2 = 0.5 * math.log(math.pi / 2)
 # From here down moments come from a continued fraction, which converges in few terms; above from
 # erfc, which up to here loses no more than a digit.
 _CROSSOVER = -2.0
-_NEWTON_STEPS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,16 +153,18 @@ def _continued_fraction(n: int, u: Array) -> Array:
 def _tail_quantile(u: Array, w: Array) -> Array:
     """Return z with P(Z <= z) = w for Z ~ N(-u, 1) truncated to z >= 0, at u >= 0.
 
-    Newton's method for -log P(Z > z) = uz + z²/2 + log(h(u + z) / h(u)), where h(u) = u + K_1(-u)
-    is the hazard of a standard normal variable and the slope here is h(u + z).
+    Halley's method for -log P(Z > z) = uz + z²/2 + log(h(u + z) / h(u)), where h(u) = u + K_1(-u)
+    is the hazard of a standard normal variable; the slope here is h(u + z), and h' = h K_1.
     """
     target = -jnp.log1p(-w)
     ratio = _moment_ratio(1, -u)
     hazard = u + ratio
     # Exact to second order in z but for a slope of the hazard of 1, which it approaches from below.
     z = 2 * target / (hazard + jnp.sqrt(hazard**2 + 2 * target))
-    for _ in range(_NEWTON_STEPS):
+    # One step leaves 2e-4 at most, two 1e-12.
+    for _ in range(3 if z.dtype == jnp.float64 else 2):
         ratio_z = _moment_ratio(1, -(u + z))
-        value = z * (u + z / 2) + jnp.log1p((z + ratio_z - ratio) / hazard)
-        z = jnp.maximum(z - (value - target) / (u + z + ratio_z), 0)
+        slope = u + z + ratio_z
+        excess = z * (u + z / 2) + jnp.log1p((z + ratio_z - ratio) / hazard) - target
+        z = jnp.maximum(z - excess / (slope - 0.5 * excess * ratio_z), 0)
     return z
