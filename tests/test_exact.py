@@ -26,7 +26,9 @@ def test_chunks_do_not_change_the_sum_or_its_gradient(random_params, monkeypatch
     model = pj.models.rbm(7, 9)
     params = random_params(model)
     whole = jax.value_and_grad(lambda p: pj.exact.log_z(model, p))(params)
-    monkeypatch.setattr(pj.exact.enumeration, "_CHUNK_NUMBERS", 9 * 11)  # 12 chunks, the last one part full
+    monkeypatch.setattr(
+        pj.exact.enumeration, "_CHUNK_NUMBERS", 9 * 11
+    )  # 12 chunks, the last one part full
     jax.clear_caches()
     pieces = jax.value_and_grad(lambda p: pj.exact.log_z(model, p))(params)
     jax.clear_caches()

@@ -65,10 +65,8 @@ def sample(rng_key: Array, model: Product, params: Params) -> Event:
     return jnp.where(proper, mean + noise * jax.lax.rsqrt(precision), jnp.nan)
 
 
-def _log_weight(
-    model: Product, params: Params
-) -> Callable[[Array], tuple[Array, Array, Array]]:
-    """Return a function from a choice of components to its log integral, mean and precision, [D]."""
+def _log_weight(model: Product, params: Params) -> Callable[[Array], tuple[Array, Array, Array]]:
+    """Return a function from a choice of components to log integral, mean and precision, [D]."""
     parts = [_components(factor, model, params) for factor in factors(model)]
 
     def weight(index: Array) -> tuple[Array, Array, Array]:

@@ -14,8 +14,8 @@ from poejax.experts import Bias, Gaussian, HiddenBank
 from poejax.experts.base import get_beta
 from poejax.product import Product
 from poejax.types import Array, Event, Field, Params
-from poejax.units import StandardGaussian
 from poejax.units import Gaussian as FullGaussian
+from poejax.units import StandardGaussian, Unit
 from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit
 
 
@@ -99,7 +99,9 @@ def gaussian_log_z(model: Product, params: Params) -> Array:
     step = model.visible.mean(centred | {"linear": slope})
     square = jnp.sum(slope * step)
     if coupling is not None and marginal is not None:
-        reduced = jax.scipy.linalg.solve_triangular(marginal.factor, coupling.w.T @ step, lower=True)
+        reduced = jax.scipy.linalg.solve_triangular(
+            marginal.factor, coupling.w.T @ step, lower=True
+        )
         square = square + jnp.sum(reduced**2)
     return jnp.where(value < jnp.inf, value + density + 0.5 * square, jnp.inf)
 
@@ -148,7 +150,7 @@ def _coupling(model: Product, params: Params) -> Coupling | None:
     )
 
 
-def _marginal(visible: QuadraticUnit, field: Field, coupling: Coupling) -> Marginal:
+def _marginal(visible: Unit, field: Field, coupling: Coupling) -> Marginal:
     b, w = coupling
     solved = jax.vmap(lambda v: visible.mean(field | {"linear": v}), 1, 1)(w)
     reduction = jnp.matmul(w.T, solved, precision="highest")
@@ -169,7 +171,8 @@ def _shift(field: Field, v: Array) -> Field:
 
 def _split(model: Product) -> tuple[list[Factor], list[Factor]]:
     """Return the experts whose latents are enumerated, and those whose latents are integrated."""
-    finite, gaussian = [], []
+    finite: list[Factor] = []
+    gaussian: list[Factor] = []
     for factor in factors(model):
         expert = factor.expert
         is_linear = type(expert) is HiddenBank and type(expert.hidden) is StandardGaussian

@@ -51,7 +51,7 @@ def sample(rng_key: Array, model: Product, params: Params) -> Event:
 
 
 def _bank(model: Product, params: Params) -> tuple[Array, Array, Array, Array]:
-    """Return directions [D, D], log α [D], tempered ν [D], and whether they make a proper product."""
+    """Return directions [D, D], log α [D], tempered ν [D], and whether they are proper."""
     columns, log_scales, exponents = [], [], []
     is_there = jnp.ones((), bool)
     for expert, path in factors(model):
