@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax.exact.enumeration import draw_index, log_sum_exp, table
-from poejax.exact.factors import Factor, factors, masked, params_at
+from poejax.exact.factors import Factor, factors, params_at
 from poejax.experts import Bias, Gaussian, GaussianMixture
 from poejax.experts.base import get_beta
 from poejax.product import Product
@@ -113,8 +113,12 @@ def _components(factor: Factor, model: Product, params: Params) -> Components:
     if isinstance(expert, Gaussian) and expert.coordinate is not None:
         site = jax.nn.one_hot(expert.coordinate, size)
         log_peak, mean, precision = site * log_peak, site * mean, site * precision
-    log_peak = masked(present, log_peak, -math.log(count))
-    return Components(log_peak, mean, masked(present, precision))
+    found = Components(log_peak, mean, precision)
+    if present is None:
+        return found
+    # An absent expert is the factor 1, shared by its components.
+    silent = Components(jnp.full_like(log_peak, -math.log(count)), mean, jnp.zeros_like(precision))
+    return jax.tree.map(lambda heard, one: jnp.where(present, heard, one), found, silent)
 
 
 def _kind(factor: Factor, model: Product) -> str | None:

@@ -148,7 +148,7 @@ def _refine(model: Product, params: Params, frame: _Frame) -> tuple[_Cells, Arra
     spare = capacity - num_start
     padded = [jnp.pad(a, [(0, spare)] + [(0, 0)] * (a.ndim - 1)) for a in start]
     empty = jnp.full((spare, values.shape[1]), -jnp.inf, values.dtype)
-    cells = _Cells(*padded, jnp.concatenate([values, empty]))
+    cells = _Cells(padded[0], padded[1], padded[2], jnp.concatenate([values, empty]))
 
     def stage(carry: tuple[_Cells, Array], beta: Array) -> tuple[tuple[_Cells, Array], Array]:
         cells, used = carry
@@ -218,28 +218,31 @@ def _direction(size: int, face: Array, v: Array) -> Array:
 
 
 def _frame(model: Product, params: Params) -> _Frame:
-    """Find the mode by moving to the best of many points at all distances, and its scale."""
+    """Find the mode, moving to the best of many points at all distances, and its scale."""
     size, dtype = model.visible.num_linear, jnp.result_type(float, *jax.tree.leaves(params))
     ways = np.array([d for d in itertools.product((-1, 0, 1), repeat=size) if any(d)])
     radii = jnp.asarray(2.0 ** np.arange(-26, 27), dtype)
     offsets = radii[:, None, None] * jnp.asarray(ways, dtype)  # [radii, ways, D]
 
-    def height(centre: Array) -> Array:
-        found = jax.vmap(jax.vmap(lambda o: model.log_density(params, centre + o)))(offsets)
-        return jnp.where(jnp.isnan(found), -jnp.inf, found)
+    def log_density(x: Array) -> Array:
+        value = model.log_density(params, x)
+        return jnp.where(jnp.isnan(value), -jnp.inf, value)
 
     def move(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         centre, best = state
-        found = height(centre).ravel()
+        # A Newton step follows a narrow bent ridge, where the points around it would zigzag.
+        newton = jnp.linalg.solve(-jax.hessian(log_density)(centre), jax.grad(log_density)(centre))
+        places = jnp.concatenate([(centre + offsets).reshape(-1, size), (centre + newton)[None]])
+        found = jax.vmap(log_density)(places)
         index = jnp.argmax(found)
         better = found[index] > best
-        place = centre + offsets.reshape(-1, size)[index]
-        return jnp.where(better, place, centre), jnp.where(better, found[index], best)
+        return jnp.where(better, places[index], centre), jnp.where(better, found[index], best)
 
     origin = jnp.zeros(size, dtype)
-    start = (origin, model.log_density(params, origin).astype(dtype))
+    start = (origin, log_density(origin).astype(dtype))
     centre, best = jax.lax.fori_loop(0, 64, move, start)
-    fallen = jnp.max(best - height(centre), axis=1) > 1.0
+    around = jax.vmap(jax.vmap(log_density))(centre + offsets)
+    fallen = jnp.max(best - around, axis=1) > 1.0
     scale = jnp.where(jnp.any(fallen), radii[jnp.argmax(fallen)], 1.0)
     if size == 1:
         reach = jnp.log(float(jnp.finfo(dtype).max) ** 0.45 / scale)  # squares are still numbers

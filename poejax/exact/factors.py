@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from poejax.experts import Expert
+from poejax.experts import Expert, combine
 from poejax.product import Product
-from poejax.types import Array, Params, PyTree
+from poejax.types import Array, Params
 
 
 class Factor(NamedTuple):
@@ -29,22 +26,7 @@ def factors(model: Product) -> list[Factor]:
 
 
 def params_at(params: Params, path: tuple[str, ...]) -> tuple[Params, Array | None]:
-    """Return an expert's parameters, and whether it is present (None: always).
-
-    A boolean leaf "present" among the parameters of an expert, or of a product around it, that is
-    False replaces its factor by 1.
-    """
-    present = None
+    """Return an expert's parameters, and whether it is present (None: always)."""
     for name in path:
         params = params[name]
-        if "present" in params:
-            here = jnp.asarray(params["present"], bool)
-            present = here if present is None else present & here
-    return params, present
-
-
-def masked(present: Array | None, tree: PyTree, absent: float = 0.0) -> PyTree:
-    """Return `tree`, its leaves replaced by `absent` where the expert is not present."""
-    if present is None:
-        return tree
-    return jax.tree.map(lambda leaf: jnp.where(present, leaf, absent), tree)
+    return combine.split_present(params)

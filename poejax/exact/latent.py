@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from poejax.exact.enumeration import draw_index, log_sum_exp, table
-from poejax.exact.factors import Factor, factors, masked, params_at
-from poejax.experts import Bias, Gaussian, HiddenBank
+from poejax.exact.factors import Factor, factors, params_at
+from poejax.experts import Bias, Gaussian, HiddenBank, combine
 from poejax.experts.base import get_beta
 from poejax.product import Product
 from poejax.types import Array, Event, Field, Params
@@ -20,10 +20,14 @@ from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit
 
 
 class Coupling(NamedTuple):
-    """All Gaussian latents together: bias [N], and weights to the visible units [D, N]."""
+    """All Gaussian latents together: bias [N], and weights to the visible units [D, N].
+
+    log_volume: ½ log 2π for each of them, 0 if its bank is absent, which is the factor 1.
+    """
 
     b: Array
     w: Array
+    log_volume: Array
 
 
 class Marginal(NamedTuple):
@@ -86,23 +90,19 @@ def gaussian_log_z(model: Product, params: Params) -> Array:
     coupling = _coupling(model, params)
     centred = field | {"linear": jnp.zeros_like(field["linear"])}
     value = model.visible.log_partition(centred)
-    marginal = None if coupling is None else _marginal(model.visible, field, coupling)
-    if coupling is None or marginal is None:
-        mean = model.visible.mean(field)
-    else:
-        mean = model.visible.mean(_shift(field, coupling.w @ marginal.mean))
+    linear, banks = field["linear"], []
+    if coupling is not None:
+        marginal = _marginal(model.visible, field, coupling)
         value = value - jnp.sum(jnp.log(jnp.diagonal(marginal.factor)))
         value = jnp.where(marginal.proper, value, jnp.inf)
-    # An improper product has no mean; any point keeps the rest finite.
-    mean = jax.lax.stop_gradient(jnp.where(jnp.isfinite(mean), mean, 0.0))
+        linear = linear + coupling.w @ marginal.mean
+        banks = [(marginal.factor, coupling.w)]
+    mean = jax.lax.stop_gradient(_solve(model.visible, field, linear))
     density, slope = jax.value_and_grad(lambda x: model.log_density(params, x))(mean)
-    step = model.visible.mean(centred | {"linear": slope})
+    step = _solve(model.visible, field, slope)
     square = jnp.sum(slope * step)
-    if coupling is not None and marginal is not None:
-        reduced = jax.scipy.linalg.solve_triangular(
-            marginal.factor, coupling.w.T @ step, lower=True
-        )
-        square = square + jnp.sum(reduced**2)
+    for factor, w in banks:
+        square += jnp.sum(jax.scipy.linalg.solve_triangular(factor, w.T @ step, lower=True) ** 2)
     return jnp.where(value < jnp.inf, value + density + 0.5 * square, jnp.inf)
 
 
@@ -115,7 +115,7 @@ def _log_weight(model: Product, params: Params, index: Array) -> Array:
     marginal = _marginal(model.visible, field, coupling)
     # ½ mᵀ(LLᵀ)m - log|L| + ½ N log 2π
     value = value + 0.5 * jnp.sum((marginal.factor.T @ marginal.mean) ** 2)
-    value = value - jnp.sum(jnp.log(jnp.diagonal(marginal.factor)) - HALF_LOG_2PI)
+    value = value + jnp.sum(coupling.log_volume - jnp.log(jnp.diagonal(marginal.factor)))
     return jnp.where(marginal.proper, value, jnp.inf)
 
 
@@ -123,14 +123,14 @@ def _finite(model: Product, params: Params, index: Array) -> tuple[Array, Field]
     """Return Σ g(z) and Σ field(z) over the finite latents, in their state number `index`."""
     weights, fields = [jnp.zeros(())], []
     for expert, path in _split(model)[0]:
-        own, present = params_at(params, path)
-        states = expert.num_latent_states or 1
-        count = min(states, 2**31 - 1)
+        own = params
+        for name in path:
+            own = own[name]
+        count = min(expert.num_latent_states or 1, 2**31 - 1)
         z = expert.latent_state_at(index % count)
         index = index // count
-        # An absent expert is the factor 1, shared by its states.
-        weights.append(masked(present, expert.latent_log_weight(own, z), -math.log(states)))
-        fields.append(masked(present, expert.visible_field(own, z)))
+        weights.append(combine.latent_log_weight(expert, own, z))
+        fields.append(combine.visible_field(expert, own, z))
     return sum(weights[1:], weights[0]), model.visible.combine(fields)
 
 
@@ -140,19 +140,21 @@ def _coupling(model: Product, params: Params) -> Coupling | None:
         assert isinstance(expert, HiddenBank)
         own, present = params_at(params, path)
         beta = get_beta(own)
-        bank = Coupling(beta * expert.hidden.field(own["b"]), beta * own["w"])
-        banks.append(masked(present, bank))
+        b = expert.hidden.field(own["b"])
+        bank = Coupling(beta * b, beta * own["w"], jnp.full_like(b, HALF_LOG_2PI))
+        banks.append(bank if present is None else combine.zero_unless(present, bank))
     if not banks:
         return None
     return Coupling(
         jnp.concatenate([bank.b for bank in banks]),
         jnp.concatenate([bank.w for bank in banks], axis=1),
+        jnp.concatenate([bank.log_volume for bank in banks]),
     )
 
 
 def _marginal(visible: Unit, field: Field, coupling: Coupling) -> Marginal:
-    b, w = coupling
-    solved = jax.vmap(lambda v: visible.mean(field | {"linear": v}), 1, 1)(w)
+    b, w, _ = coupling
+    solved = jax.vmap(lambda v: _solve(visible, field, v), 1, 1)(w)
     reduction = jnp.matmul(w.T, solved, precision="highest")
     identity = jnp.eye(len(b), dtype=reduction.dtype)
     precision = identity - 0.5 * (reduction + reduction.T)
@@ -161,8 +163,19 @@ def _marginal(visible: Unit, field: Field, coupling: Coupling) -> Marginal:
     proper = jnp.all(pivots > 4 * len(b) * jnp.finfo(pivots.dtype).eps)
     # A second where keeps the gradient of the unused branch finite.
     factor = jnp.linalg.cholesky(jnp.where(proper, precision, identity))
-    mean = jax.scipy.linalg.cho_solve((factor, True), b + w.T @ visible.mean(field))
+    mean = jax.scipy.linalg.cho_solve(
+        (factor, True), b + w.T @ _solve(visible, field, field["linear"])
+    )
     return Marginal(mean, factor, proper & (visible.log_partition(field) < jnp.inf))
+
+
+def _solve(visible: Unit, field: Field, v: Array) -> Array:
+    """Return Λ⁻¹v, 0 if Λ is singular.
+
+    As the gradient of the log partition function, which for full precisions has derivatives of its
+    own, as the solver behind `visible.mean` has not.
+    """
+    return jax.grad(lambda linear: visible.log_partition(field | {"linear": linear}))(v)
 
 
 def _shift(field: Field, v: Array) -> Field:
