@@ -57,6 +57,8 @@ class Config:
     """Of Adam, lowered to zero along a cosine."""
     num_restarts: int = 5
     """Starts of every fit, EM included; the one of highest training likelihood counts."""
+    num_pcd_restarts: int = 2
+    """The same for the products learned by PCD, whose starts agree."""
     num_chains: int = 200
     """Persistent chains, for the products whose log Z has no cheap gradient."""
     num_seeds: int = 3
@@ -111,13 +113,14 @@ def fit_product(config: Config, family: Family, rng_key: Array, data: Event) -> 
     Raises:
       FloatingPointError: if no start leads to finite parameters.
     """
-    keys = jax.random.split(rng_key, config.num_restarts)
+    num_restarts = config.num_pcd_restarts if family.persistent else config.num_restarts
+    keys = jax.random.split(rng_key, num_restarts)
     fitted = _train(config, family, keys, data)
     candidates = []
-    for k in range(config.num_restarts):
+    for k in range(num_restarts):
         params = jax.tree.map(lambda leaf, k=k: leaf[k], fitted)
         if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
-            log_z = _log_z(family.model, params)
+            log_z = pj.exact.log_z(family.model, params)
             log_prob = functools.partial(_product_log_probs, family.model, params, log_z)
             candidates.append((float(jnp.mean(log_prob(data))), k, log_prob))
     if not candidates:
@@ -145,27 +148,6 @@ def _train(config: Config, family: Family, keys: Array, data: Event) -> Params:
         return state.params
 
     return jax.vmap(one)(keys)
-
-
-def _log_z(model: pj.Product, params: Params) -> Array:
-    # TEMPORARY, until exact.log_z has quadrature on main.
-    if model.num_latent_states is not None:
-        return pj.exact.log_z(model, params)
-    return _polar(model, params)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _polar(model: pj.Product, params: Params) -> Array:
-    angles = jnp.arange(4096) * (2 * jnp.pi / 4096)
-    s = jnp.linspace(-6, 8, 400)  # log radius
-
-    def at(angle: Array) -> Array:
-        r = jnp.exp(s)
-        x = r[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
-        return jax.nn.logsumexp(jax.vmap(model.log_density, in_axes=(None, 0))(params, x) + 2 * s)
-
-    parts = jax.lax.map(at, angles, batch_size=256)
-    return jax.nn.logsumexp(parts) + jnp.log(2 * jnp.pi / 4096) + jnp.log(s[1] - s[0])
 
 
 @jax.jit

@@ -47,9 +47,10 @@ def _axis_mixtures(num_components: int = 5) -> Family:
     model = pj.product(_DIAGONAL, mixture=pj.experts.GaussianMixture(_DIAGONAL, num_components))
 
     def start(rng_key: Array, data: Event) -> Params:
-        # Any rows, coordinate by coordinate, and a K-th of the spread.
-        rows = jax.random.choice(rng_key, data, (num_components,), replace=False)
-        mean = rows.T[:, :, None]
+        # One quantile from each K-th of every coordinate's, and a K-th of the spread.
+        jitter = jax.random.uniform(rng_key, (2, num_components))
+        levels = (jnp.arange(num_components) + jitter) / num_components
+        mean = jax.vmap(jnp.quantile)(data.T, levels)[:, :, None]
         log_precision = -jnp.log(data.var(axis=0)) + 2 * jnp.log(num_components)
         scale = jnp.broadcast_to(log_precision[:, None, None], mean.shape)
         logits = jnp.zeros((2, num_components))
