@@ -176,8 +176,7 @@ def train(config: Config, model: pj.Product, rng_key: Array, data: Event) -> Par
                 estimator, tx, state, data, config.batch_size, num_steps, average_decay=0.99
             )
             bar.update(num_steps)
-            contrast = metrics.info.data_log_density - metrics.info.model_log_density
-            bar.set_postfix({"contrast": f"{float(contrast.mean()):.3f}"}, refresh=False)
+            bar.set_postfix({"gradient": f"{float(metrics.grad_norm[-1]):.3f}"}, refresh=False)
     return state.average
 
 
