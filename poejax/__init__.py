@@ -17,6 +17,7 @@ from poejax import (
     kernels,
     mixtures,
     models,
+    propriety,
     types,
     units,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "models",
     "plotting",
     "product",
+    "propriety",
     "testing",
     "training",
     "types",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks, chains
+from poejax import _checks, chains, propriety
 from poejax.evidence.base import Base
 from poejax.kernels import block_gibbs
 from poejax.product import Product, product
@@ -164,6 +164,7 @@ def ais_init(
     if base.model.visible != model.visible:
         raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
     model.check_params(params)
+    propriety.require_proper(model, params)
     _check_betas(betas)
     if reverse_from is not None:
         model.visible.check("reverse_from", reverse_from)

@@ -6,6 +6,7 @@ from poejax.experts.gaussian import Gaussian
 from poejax.experts.gaussian_mixture import GaussianMixture
 from poejax.experts.hidden_bank import HiddenBank
 from poejax.experts.student_t import StudentT
+from poejax.experts.tails import Tails
 from poejax.experts.unigauss import Unigauss
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "GaussianMixture",
     "HiddenBank",
     "StudentT",
+    "Tails",
     "Unigauss",
 ]
