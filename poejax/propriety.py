@@ -78,20 +78,9 @@ def classify(model: Product, params: Params) -> Propriety:
     if real is not None and not real[0].any():
         return Propriety("proper", "finitely many events have a finite sum")
     model.check_params(params)
-    if not _checks.is_concrete(params):
-        return Propriety("unknown", "the parameters are traced")
-    if real is None:
-        return Propriety("unknown", f"the tails of {model.visible} are not known here")
-    with np.errstate(all="ignore"):  # what is not finite is told below
-        named = list(named_tails(model, params))
-    silent = [name for name, tails in named if tails is None]
-    if silent:
-        return Propriety("unknown", f"experts {silent} do not state their tails")
-    is_real, base = real
-    experts = {name: _restrict(tails, is_real) for name, tails in named if tails is not None}
-    if not all(np.isfinite(part).all() for tails in experts.values() for part in tails[:7]):
-        return Propriety("unknown", "the parameters are not finite")
-    experts[""] = tails_of.bounded(int(is_real.sum()))._replace(decay=base)
+    experts, reason = _experts(model, params)
+    if not experts:
+        return Propriety("unknown", reason)
     try:
         return _classify(experts)
     except _Improper as error:
@@ -100,10 +89,8 @@ def classify(model: Product, params: Params) -> Propriety:
         return Propriety("unknown", str(error))
 
 
-def named_tails(
-    expert: Expert, params: Params, name: str = ""
-) -> Iterator[tuple[str, Tails | None]]:
-    """Yield (name, tails or None) of the experts of a product, nested ones as "outer.inner".
+def members(expert: Expert, params: Params, name: str = "") -> Iterator[tuple[str, Expert, Params]]:
+    """Yield (name, expert, params) of what a product multiplies, nested ones as "outer.inner".
 
     An expert whose params hold a leaf "present" that is False is left out.
     """
@@ -111,9 +98,17 @@ def named_tails(
         return
     if isinstance(expert, Product):
         for inner, member in expert.items:
-            yield from named_tails(member, params[inner], f"{name}.{inner}" if name else inner)
+            yield from members(member, params[inner], f"{name}.{inner}" if name else inner)
     else:
-        yield name, expert.tails(params)
+        yield name, expert, params
+
+
+def total_tails(model: Product, params: Params) -> Tails | None:
+    """Return the tails of a product over real units; None if unknown, traced or all discrete."""
+    if model.visible.num_states is not None:
+        return None
+    experts, _ = _experts(model, params)
+    return tails_of.combine(list(experts.values())) if experts else None
 
 
 def uncovered(tails: Tails) -> np.ndarray:
@@ -131,6 +126,26 @@ def uncovered(tails: Tails) -> np.ndarray:
     return null_space(rows[(rows != 0).any(axis=1)]) @ np.eye(free.size)[free]
 
 
+def _experts(model: Product, params: Params) -> tuple[dict[str, Tails], str]:
+    """Return the tails of each expert and, as "", of the base measure; none, and why not."""
+    if not _checks.is_concrete(params):
+        return {}, "the parameters are traced"
+    real = _real_part(model.visible)
+    if real is None:
+        return {}, f"the tails of {model.visible} are not known here"
+    is_real, base = real
+    with np.errstate(all="ignore"):  # what is not finite is told below
+        named = [(name, expert.tails(own)) for name, expert, own in members(model, params)]
+    silent = [name for name, tails in named if tails is None]
+    if silent:
+        return {}, f"experts {silent} do not state their tails"
+    experts = {name: _restrict(tails, is_real) for name, tails in named if tails is not None}
+    if not all(np.isfinite(part).all() for tails in experts.values() for part in tails[:7]):
+        return {}, "the parameters are not finite"
+    experts[""] = tails_of.bounded(int(is_real.sum()))._replace(decay=base)
+    return experts, ""
+
+
 def _classify(experts: dict[str, Tails]) -> Propriety:
     total = tails_of.combine(list(experts.values()))
     rest = uncovered(total)
@@ -139,8 +154,8 @@ def _classify(experts: dict[str, Tails]) -> Propriety:
         return Propriety("unknown", reason)
     if not rest.size:
         return Propriety("proper", "every direction has quadratic decay")
-    growing = [name for name, tails in experts.items() if _sees(tails.spread, rest).any()]
-    if growing or _sees(total.tilt[None], rest).any():
+    growing = [name for name, tails in experts.items() if sees(tails.spread, rest).any()]
+    if growing or sees(total.tilt[None], rest).any():
         raise _Improper(
             f"experts {growing or [*experts][:-1]} grow exponentially where no Gaussian "
             f"factor decays, along {_where(rest)}"
@@ -161,7 +176,7 @@ def _check_quadratic(experts: dict[str, Tails], total: Tails, rest: np.ndarray) 
         return ""
     names = [n for n, t in experts.items() if t.square.any() or t.half_square.any()]
     what = f"experts {names} grow like exp(½|Wᵀx|²)"
-    if _sees(growth, rest).any():
+    if sees(growth, rest).any():
         raise _Improper(f"{what} where no Gaussian factor decays, along {_where(rest)}")
     white = _whiten(growth, total.decay, rest)
     if _is_below(white, 1 - _MARGIN):
@@ -218,7 +233,7 @@ def _whiten(rows: np.ndarray, decay: np.ndarray, rest: np.ndarray) -> np.ndarray
     return (rows @ outside.T @ axes.T) / lengths
 
 
-def _sees(rows: np.ndarray, subspace: np.ndarray) -> np.ndarray:
+def sees(rows: np.ndarray, subspace: np.ndarray) -> np.ndarray:
     """Whether each of `rows` [S, D] has a part in the subspace, of an orthonormal basis, [S]."""
     part = np.linalg.norm(rows @ subspace.T, axis=1)
     return part > PARALLEL * np.linalg.norm(rows, axis=1)

@@ -343,7 +343,7 @@ def test_nested_products_are_flattened_and_absent_experts_left_out():
     with pytest.raises(ValueError, match=r"experts \['inner.heavy'\] .* columns \[0\] of 'other'"):
         propriety.require_proper(model, params)
     params["inner"]["heavy"] = heavy([[1, 0]], 1.0) | {"present": jnp.array(False)}
-    names = [name for name, _ in propriety.named_tails(model, params)]
+    names = [name for name, _, _ in propriety.members(model, params)]
     assert names == ["other"]
 
 
