@@ -158,7 +158,7 @@ def test_bases_and_models_of_equal_shape_compile_once(compiles_nothing):
 # Annealing from them.
 
 
-@pytest.mark.parametrize(("exponent", "num_steps"), [(1.7, 60), (1.0, 100)])
+@pytest.mark.parametrize(("exponent", "num_steps"), [(1.7, 60), (1.0, 200)])
 def test_evidence_of_square_student_t_products(exponent, num_steps):
     model = square(8)
     for seed in range(3):
@@ -206,7 +206,8 @@ def test_evidence_of_other_student_t_products(name):
     params = draw(model, 4)
     truth = quadrature_log_z(model, params)
     base = evidence.student_t_base(model, params)
-    found = evidence.ais(KEY, model, params, base, evidence.linear_betas(60), 300)
+    # Small steps at first, where the heavy base meets the Gaussian.
+    found = evidence.ais(KEY, model, params, base, evidence.linear_betas(60) ** 3, 600)
     error = float(found.log_z) - truth
     assert abs(error) < 3.5 * float(found.std_err) < 0.15, error
 
