@@ -94,7 +94,7 @@ def members(expert: Expert, params: Params, name: str = "") -> Iterator[tuple[st
 
     An expert whose params hold a leaf "present" that is False is left out.
     """
-    if isinstance(params, dict) and not np.all(params.get("present", True)):
+    if isinstance(params, dict) and not np.all(np.asarray(params.get("present", 1)) > 0.5):
         return
     if isinstance(expert, Product):
         for inner, member in expert.items:

@@ -334,6 +334,18 @@ def test_what_is_unknown_passes():
     assert verdict(discrete, discrete.init(KEY)) == "proper"
 
 
+def test_powers_weigh_the_tails_of_their_expert():
+    directions = [[1, 0], [0, 1], [1, 1]]
+    inner = experts.StudentT(PLANE, 3)
+    model = pj.product(PLANE, weighted=experts.Power(PLANE, inner))
+    for weight, expected in [(0.9, "improper"), (1.1, "proper")]:
+        params = {"expert": heavy(directions, 1 / 3), "log_weight": jnp.log(weight)}
+        assert verdict(model, {"weighted": params}) == expected
+    signed = pj.product(PLANE, weighted=experts.Power(PLANE, inner, signed=True))
+    params = {"weighted": {"expert": heavy(directions, 1.0), "weight": jnp.array(-1.0)}}
+    assert verdict(signed, params) == "unknown"
+
+
 def test_nested_products_are_flattened_and_absent_experts_left_out():
     inner = pj.product(PLANE, heavy=experts.StudentT(PLANE, 1))
     model = pj.product(PLANE, inner=inner, other=experts.StudentT(PLANE, 1))
@@ -342,9 +354,9 @@ def test_nested_products_are_flattened_and_absent_experts_left_out():
     params["inner"]["heavy"] = heavy([[1, 0]], 0.5)
     with pytest.raises(ValueError, match=r"experts \['inner.heavy'\] .* columns \[0\] of 'other'"):
         propriety.require_proper(model, params)
-    params["inner"]["heavy"] = heavy([[1, 0]], 1.0) | {"present": jnp.array(False)}
-    names = [name for name, _, _ in propriety.members(model, params)]
-    assert names == ["other"]
+    masked = model.mask(params, inner=False)
+    assert [name for name, _, _ in propriety.members(model, masked)] == ["other"]
+    assert "no expert decays along the 1-dim" in propriety.classify(model, masked).reason
 
 
 @pytest.mark.parametrize("unit", [units.GaussianDiag(2), units.Gaussian(2)], ids=str)

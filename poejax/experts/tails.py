@@ -122,6 +122,19 @@ def combine(tails: list[Tails]) -> Tails:
     )
 
 
+def raised(tails: Tails, weight: float) -> Tails:
+    """Return the tails of a factor to the power `weight` >= 0."""
+    root = np.sqrt(weight)
+    return tails._replace(
+        decay=root * tails.decay,
+        square=root * tails.square,
+        half_square=root * tails.half_square,
+        tilt=weight * tails.tilt,
+        spread=weight * tails.spread,
+        exponent=weight * tails.exponent,
+    )
+
+
 def block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:
     """Return the matrix with these blocks along its diagonal."""
     shape = np.sum([block.shape for block in blocks], axis=0)
