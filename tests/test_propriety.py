@@ -265,6 +265,13 @@ def test_rectified_growth_is_told_by_bounds():
     assert told([[0.9, 0], [-0.9, 0]]) == "unknown"
 
 
+def test_rectified_hidden_units_against_the_precision():
+    w = 0.5 * jnp.ones((3, 2))  # |w|² = 0.75, and both at once 1.5
+    for precision, expected in [(1.51, "proper"), (1.49, "improper")]:
+        model, params = bank_beside(units.ReLU(2), w, precision=float(np.log(precision)))
+        assert verdict(model, params) == expected
+
+
 def test_unigauss_needs_company():
     alone = pj.product(DIAGONAL, uni=experts.Unigauss(DIAGONAL, 2))
     with pytest.raises(ValueError, match=r"uniform parts of unigauss .* such as a broad Gaussian"):

@@ -102,7 +102,7 @@ def of_hidden_units(unit: Unit, weights: np.ndarray) -> Tails | None:
         return tails._replace(tilt=mean.sum(axis=(1, 2)), spread=spread)
     if isinstance(unit, units.StandardGaussian):
         return tails._replace(square=weights.T)
-    if hasattr(units, "ReLU") and isinstance(unit, units.ReLU):
+    if isinstance(unit, units.ReLU):
         return tails._replace(half_square=weights.T)
     return None
 
