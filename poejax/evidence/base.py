@@ -13,6 +13,7 @@ import numpy as np
 
 from poejax import _checks
 from poejax._strength import PARALLEL
+from poejax.exact import square_student_t
 from poejax.experts import Bias, StudentT
 from poejax.experts.gaussian import require_real
 from poejax.experts.tails import as_float64
@@ -155,8 +156,8 @@ def student_t_base(model: Product, params: Params, closeness: float = 0.5) -> Ba
     }
     expert = StudentT(model.visible, size)
     base_model = product(model.visible, heavy=expert)
-    log_z = jnp.asarray(_square_log_z(base_params["heavy"]), dtype)
-    return Base(base_model, base_params, log_z, _sample_square_student_t)
+    log_z = square_student_t.log_z(base_model, base_params)
+    return Base(base_model, base_params, log_z, square_student_t.sample)
 
 
 def _require_full_rank(data: Event) -> None:
@@ -211,25 +212,3 @@ def _most_confining(
         axis = rows[best] / left[best]
         rows = rows - np.outer(rows @ axis, axis)
     return np.array(chosen, int)
-
-
-def _square_log_z(params: Params) -> float:
-    """Return log Z of a square Student-t product, from the parameters as rounded."""
-    w = as_float64(params["w"])
-    log_alpha, nu = as_float64(params["log_scale"]), np.exp(as_float64(params["log_exponent"]))
-    log_det = np.linalg.slogdet(w / np.linalg.norm(w, axis=0))[1]
-    log_gammas = [math.lgamma(v - 0.5) - math.lgamma(v) for v in nu]
-    each = 0.5 * math.log(math.pi) + np.array(log_gammas) + (0.5 - nu) * log_alpha
-    return float(each.sum() - log_det)
-
-
-def _sample_square_student_t(rng_key: Array, model: Product, params: Params) -> Event:
-    expert = model.experts["heavy"]
-    assert isinstance(expert, StudentT)
-    own = params["heavy"]
-    # y_i given u_i ~ Gamma(ν_i - ½, rate α_i) is N(0, 1 / 2u_i); by logs, as u underflows.
-    gamma_key, normal_key = jax.random.split(rng_key)
-    log_u = jax.random.loggamma(gamma_key, expert.exponent(own) - 0.5) - own["log_scale"]
-    normal = jax.random.normal(normal_key, log_u.shape, log_u.dtype)
-    y = normal * jnp.exp(-0.5 * (jnp.log(2.0) + log_u))
-    return jnp.linalg.solve(expert.directions(own).T, y)
