@@ -120,9 +120,7 @@ def test_an_absent_expert_is_the_factor_one(name, absent, setting):
     here = pj.exact.log_z(model, model.mask(params, **{absent: True}))
     assert float(here) == pytest.approx(float(pj.exact.log_z(model, params)), abs=1e-5)
     if absent == "binary":
-        with pytest.raises(
-            ValueError, match="a normalisable model, but .* where no Gaussian factor decays"
-        ):
+        with pytest.raises(ValueError, match="where no Gaussian factor decays"):
             pj.exact.log_z(model, model.mask(params, full=False))
 
 
