@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from poejax.exact.enumeration import draw_index, log_sum_exp, table
 from poejax.exact.factors import Factor, factors, params_at
-from poejax.experts import Bias, Gaussian, HiddenBank, combine
+from poejax.experts import Bias, Expert, Gaussian, HiddenBank, combine
 from poejax.experts.base import get_beta
 from poejax.product import Product
-from poejax.types import Array, Event, Field, Params
+from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Gaussian as FullGaussian
 from poejax.units import StandardGaussian, Unit
 from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit
@@ -108,8 +108,10 @@ def gaussian_log_z(model: Product, params: Params) -> Array:
 
 def _log_weight(model: Product, params: Params, index: Array) -> Array:
     weight, field = _finite(model, params, index)
-    value = weight + model.visible.log_partition(field)
     coupling = _coupling(model, params)
+    if coupling is None and _real(model):
+        return _centred_log_weight(model, params, index, field)
+    value = weight + model.visible.log_partition(field)
     if coupling is None:
         return value
     marginal = _marginal(model.visible, field, coupling)
@@ -119,16 +121,41 @@ def _log_weight(model: Product, params: Params, index: Array) -> Array:
     return jnp.where(marginal.proper, value, jnp.inf)
 
 
-def _finite(model: Product, params: Params, index: Array) -> tuple[Array, Field]:
-    """Return Σ g(z) and Σ field(z) over the finite latents, in their state number `index`."""
-    weights, fields = [jnp.zeros(())], []
+def _centred_log_weight(model: Product, params: Params, index: Array, field: Field) -> Array:
+    """Return log ∫ exp(log_joint(x, z)) dx, the joint a Gaussian in x, as `gaussian_log_z` does.
+
+    From g(z) and the field, narrow components away from zero would cancel to few digits.
+    """
+    visible = model.visible
+    value = visible.log_partition(field | {"linear": jnp.zeros_like(field["linear"])})
+
+    def log_joint(x: Array) -> Array:
+        joints = [combine.log_joint(e, own, x, z) for e, own, z in _states(model, params, index)]
+        return sum(joints[1:], joints[0])
+
+    mean = jax.lax.stop_gradient(_solve(visible, field, field["linear"]))
+    joint, slope = jax.value_and_grad(log_joint)(mean)
+    square = jnp.sum(slope * _solve(visible, field, slope))
+    return jnp.where(value < jnp.inf, value + joint + 0.5 * square, jnp.inf)
+
+
+def _states(model: Product, params: Params, index: Array) -> list[tuple[Expert, Params, Latent]]:
+    """Return each expert with its params and z, in the finite latents' state number `index`."""
+    states = []
     for expert, path in _split(model)[0]:
         own = params
         for name in path:
             own = own[name]
         count = min(expert.num_latent_states or 1, 2**31 - 1)
-        z = expert.latent_state_at(index % count)
+        states.append((expert, own, expert.latent_state_at(index % count)))
         index = index // count
+    return states
+
+
+def _finite(model: Product, params: Params, index: Array) -> tuple[Array, Field]:
+    """Return Σ g(z) and Σ field(z) over the finite latents, in their state number `index`."""
+    weights, fields = [jnp.zeros(())], []
+    for expert, own, z in _states(model, params, index):
         weights.append(combine.latent_log_weight(expert, own, z))
         fields.append(combine.visible_field(expert, own, z))
     return sum(weights[1:], weights[0]), model.visible.combine(fields)

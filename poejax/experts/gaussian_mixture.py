@@ -6,10 +6,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from poejax import _checks
 from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.experts.gaussian import require_real
+from poejax.experts.tails import Tails, as_float64, bounded
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Categorical
 from poejax.units.gaussian import HALF_LOG_2PI
@@ -56,14 +58,22 @@ class GaussianMixture(Expert):
     def log_factors(self, params: Params, x: Event) -> Array:
         return jax.nn.logsumexp(self._log_joints(params, x), axis=-1)
 
+    def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
+        # Through centred residuals, not the field: μᵀΛμ would cancel badly far from zero.
+        return jnp.sum(z * self._log_joints(params, x))
+
     def latent_log_weight(self, params: Params, z: Latent) -> Array:
         at_zero = self._log_joints(params, jnp.zeros(require_real(self.visible).size))
         return jnp.sum(z * at_zero)
 
     def latent_state_at(self, index: Array) -> Latent:
+        if self.num_components == 1:
+            return jnp.ones((self.num_factors, 1))
         return self._choice().state_at(index)
 
     def sample_latent(self, rng_key: Array, params: Params, x: Event) -> Latent:
+        if self.num_components == 1:
+            return jnp.ones_like(self._log_joints(params, x))
         return self._choice().sample(rng_key, self._log_joints(params, x))
 
     def latent_mean(self, params: Params, x: Event) -> Latent:
@@ -78,6 +88,14 @@ class GaussianMixture(Expert):
 
     def temper(self, params: Params, beta: Array | float) -> Params:
         return set_beta(params, beta)
+
+    def tails(self, params: Params) -> Tails:
+        # The broadest component decides; jointly, no component need be the broadest everywhere.
+        log_precision = as_float64(params["log_precision"])
+        slowest = log_precision.min(axis=1, keepdims=True)
+        is_exact = bool((log_precision == slowest).all(axis=2).any(axis=1).all())
+        root = np.sqrt(as_float64(get_beta(params))) * np.exp(0.5 * slowest.reshape(-1))
+        return bounded(root.size)._replace(decay=np.diag(root), is_exact=is_exact)
 
     def _choice(self) -> Categorical:
         return Categorical(self.num_factors, self.num_components)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from poejax import _checks
 from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.experts.gaussian import require_real
+from poejax.experts.tails import Tails, bounded
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Bernoulli
 from poejax.units.gaussian import HALF_LOG_2PI
@@ -64,9 +65,13 @@ class Unigauss(Expert):
     def log_factors(self, params: Params, x: Event) -> Array:
         return jnp.logaddexp(*self._log_joints(params, x))
 
-    def latent_log_weight(self, params: Params, z: Latent) -> Array:
-        silent, speaks = self._log_joints(params, jnp.zeros(require_real(self.visible).size))
+    def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
+        # Through centred residuals, not the field: μᵀΛμ would cancel badly far from zero.
+        silent, speaks = self._log_joints(params, x)
         return jnp.sum((1 - z) * silent + z * speaks)
+
+    def latent_log_weight(self, params: Params, z: Latent) -> Array:
+        return self.log_joint(params, jnp.zeros(require_real(self.visible).size), z)
 
     def latent_state_at(self, index: Array) -> Latent:
         return Bernoulli(self.num_experts).state_at(index)
@@ -88,6 +93,12 @@ class Unigauss(Expert):
 
     def temper(self, params: Params, beta: Array | float) -> Params:
         return set_beta(params, beta)
+
+    def tails(self, params: Params) -> Tails:
+        return bounded(self.visible.num_linear)._replace(
+            note="the uniform parts of unigauss experts do not decay and need a proper expert "
+            "beside them, such as a broad Gaussian"
+        )
 
     def _log_joints(self, params: Params, x: Event) -> tuple[Array, Array]:
         """Return beta log [(1 - π) c] and beta log [π N(x; μ, 1/λ)], [J] each."""
