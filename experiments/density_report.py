@@ -258,7 +258,10 @@ def table(results: Mapping[str, Any]) -> str:
     lines += ["", "KL(p || q_K) in nats, median (smallest, largest) over seeds"]
     lines.append(f"{'K':>3}{'mixture':>32}{'product':>32}")
     for k, *families in zip(curve["k"], curve["mixture"], curve["product"], strict=True):
-        cells = (f"{np.median(v):.2e} ({min(v):.2e}, {max(v):.2e})" for v in families)
+        cells = (
+            f"{np.median(v):.{d}} ({min(v):.{d}}, {max(v):.{d}})"
+            for v, d in zip(families, ("2e", "6f"), strict=True)
+        )
         lines.append(f"{k:>3}" + "".join(f"{cell:>32}" for cell in cells))
     lines.append(f"moment matching, the best of any Gaussian: {curve['moment_matching']:.6f}")
     expansion = results["expansion"]

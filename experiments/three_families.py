@@ -9,6 +9,9 @@ draws samples, and estimates log Z by annealing from the Gaussian expert, beside
 The energy is bounded, |E| <= B, and the Student-t factors are bounded above, so that the Gaussian
 keeps the product proper, and the annealing weights have a finite variance.
 
+Seed 0, 44 s on two busy cores: log Z is 2.470 by quadrature, 2.453 in [2.404, 2.501] by AIS; the
+held-out log-likelihood is -2.248 nats per point, of one Gaussian -3.522, of the truth -2.230.
+
 Writes to the working directory: three_families.png, results.json.
 """
 

@@ -7,6 +7,17 @@ unigauss and of Student-t experts, and compares exact held-out log-likelihoods. 
 behind the pictures: the KL divergence of a mixture falls with the number K of Gaussians and that of
 a product of K Gaussians does not; and a product of D univariate mixtures is a mixture of K^D.
 
+Below the truth, in nats per point, mean of three seeds (300 s on two busy cores):
+
+    data   mixture  Gaussians  mixture per axis  joint mixtures  unigauss  Student-t
+    grid     0.904      1.461             0.009           0.798     0.675      1.476
+    plus     0.010      1.301             0.361           0.004     0.056      0.460
+    ring     0.254      1.424             0.834           0.381     0.286      1.441
+    star     0.112      1.350             0.616           0.424     0.437      0.290
+
+Where the data are a conjunction (grid) a product says in 28 numbers what a mixture needs 25
+components for; where they are a union (ring, star) the mixture is ahead.
+
 Writes to the working directory: densities.png, kl_against_k.png, expansion.png, results.json.
 """
 
