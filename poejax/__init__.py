@@ -24,12 +24,32 @@ from poejax import (
 from poejax.product import Product, product
 
 if TYPE_CHECKING:
-    from poejax import checkpoint, convert, datasets, nn, plotting, stacks, testing, training
+    from poejax import (
+        checkpoint,
+        convert,
+        datasets,
+        nn,
+        plotting,
+        sklearn,
+        stacks,
+        testing,
+        training,
+    )
 
 __version__ = "0.1.0"
 
-# These import optax, orbax, flax, matplotlib or data packages, so they load at first use.
-_LAZY = ("checkpoint", "convert", "datasets", "nn", "plotting", "stacks", "testing", "training")
+# These import optax, orbax, flax, matplotlib, scikit-learn or data, so they load at first use.
+_LAZY = (
+    "checkpoint",
+    "convert",
+    "datasets",
+    "nn",
+    "plotting",
+    "sklearn",
+    "stacks",
+    "testing",
+    "training",
+)
 
 __all__ = [
     "Product",
@@ -51,6 +71,7 @@ __all__ = [
     "plotting",
     "product",
     "propriety",
+    "sklearn",
     "stacks",
     "testing",
     "training",
