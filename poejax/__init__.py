@@ -23,17 +23,18 @@ from poejax import (
 from poejax.product import Product, product
 
 if TYPE_CHECKING:
-    from poejax import checkpoint, datasets, plotting, testing, training
+    from poejax import checkpoint, convert, datasets, nn, plotting, stacks, testing, training
 
 __version__ = "0.1.0"
 
-# These import optax, orbax, matplotlib or data packages, so they load at first use.
-_LAZY = ("checkpoint", "datasets", "plotting", "testing", "training")
+# These import optax, orbax, flax, matplotlib or data packages, so they load at first use.
+_LAZY = ("checkpoint", "convert", "datasets", "nn", "plotting", "stacks", "testing", "training")
 
 __all__ = [
     "Product",
     "chains",
     "checkpoint",
+    "convert",
     "datasets",
     "diagnostics",
     "estimators",
@@ -45,8 +46,10 @@ __all__ = [
     "kernels",
     "mixtures",
     "models",
+    "nn",
     "plotting",
     "product",
+    "stacks",
     "testing",
     "training",
     "types",

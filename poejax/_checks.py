@@ -78,14 +78,14 @@ def finite(name: str, tree: Any) -> None:
             raise ValueError(f"{name}{leaf_name(path)}: expected finite values, got NaN or inf")
 
 
-def same_structure(name: str, tree: Any, expected: Any, optional: str) -> None:
+def same_structure(name: str, tree: Any, expected: Any, optional: tuple[str, ...]) -> None:
     """Require the leaves of `expected` with their shapes, and none but those called `optional`."""
     found_leaves, expected_leaves = _shapes(tree), _shapes(expected)
     for path in sorted(expected_leaves.keys() - found_leaves.keys()):
         wanted = expected_leaves[path]
         raise ValueError(f"{name}: expected a leaf {path} of shape {wanted}, got none")
     for path in sorted(found_leaves.keys() - expected_leaves.keys()):
-        if not path.endswith(f"[{optional!r}]"):
+        if not any(path.endswith(f"[{leaf!r}]") for leaf in optional):
             raise ValueError(f"{name}: got a leaf {path} that this model does not have")
     for path, wanted in expected_leaves.items():
         if found_leaves[path] != wanted:

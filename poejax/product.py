@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax.experts import Expert
+from poejax.experts import Expert, combine
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
 
@@ -31,22 +30,29 @@ class Product(Expert):
         return dict(self.items)
 
     @property
+    def has_scale_latents(self) -> bool:
+        return any(expert.has_scale_latents for _, expert in self.items)
+
+    @property
     def num_factors(self) -> int:
         return sum(expert.num_factors for _, expert in self.items)
 
     @property
     def num_latent_states(self) -> int | None:
-        counts = [expert.num_latent_states for _, expert in self.items]
-        return math.prod(c for c in counts if c is not None) if None not in counts else None
+        return combine.num_latent_states(self.items)
 
     @property
     def is_opaque(self) -> bool:
         return any(expert.is_opaque for _, expert in self.items)
 
+    @property
+    def temper_is_power(self) -> bool:
+        return all(expert.temper_is_power for _, expert in self.items)
+
     def init(self, rng_key: Array) -> Params:
         """Draw initial parameters of all experts: {name: params}."""
         _checks.rng_key("rng_key", rng_key)
-        return {name: expert.init(key) for name, expert, key in self._keyed(rng_key)}
+        return {name: expert.init(key) for name, expert, key in combine.keyed(self.items, rng_key)}
 
     def log_density(self, params: Params, x: Event) -> Array:
         """Return log h(x) + Σ_k log f_k(x), unnormalised, []."""
@@ -54,41 +60,76 @@ class Product(Expert):
 
     def log_factors(self, params: Params, x: Event) -> Array:
         """Return all experts' votes in the order given, [K]."""
-        return jnp.concatenate([e.log_factors(params[name], x) for name, e in self.items])
+        votes = [combine.log_factors(e, params[name], x) for name, e in self.items]
+        return jnp.concatenate(votes)
+
+    def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
+        """Return Σ_k log_joint_k(x, z_k), whose integral over z is exp Σ_k log_factors."""
+        if not self.is_opaque:
+            return super().log_joint(params, x, z)
+        joints = [combine.log_joint(e, params[n], x, z[n]) for n, e in self.items]
+        return jnp.sum(jnp.stack(joints))
 
     def latent_log_weight(self, params: Params, z: Latent) -> Array:
         """Return Σ_k g_k(z_k)."""
-        return jnp.sum(
-            jnp.stack([e.latent_log_weight(params[name], z[name]) for name, e in self.items])
-        )
+        weights = [combine.latent_log_weight(e, params[n], z[n]) for n, e in self.items]
+        return jnp.sum(jnp.stack(weights))
 
     def latent_state_at(self, index: Array) -> Latent:
         """Return the latent configuration number `index`, {name: z}."""
-        z = {}
-        for name, expert in self.items:
-            count = min(expert.num_latent_states or 1, 2**31 - 1)
-            z[name] = expert.latent_state_at(index % count)
-            index = index // count
-        return z
+        return combine.latent_states_at(self.items, index)
 
     def sample_latent(self, rng_key: Array, params: Params, x: Event) -> Latent:
         """Draw {name: z_k ~ p(z_k | x)}: latents are independent given x."""
-        keyed = self._keyed(rng_key)
-        return {name: e.sample_latent(key, params[name], x) for name, e, key in keyed}
+        keyed = combine.keyed(self.items, rng_key)
+        return {name: combine.sample_latent(e, key, params[name], x) for name, e, key in keyed}
 
     def latent_mean(self, params: Params, x: Event) -> Latent:
         """Return {name: E[z_k | x]}."""
-        return {name: e.latent_mean(params[name], x) for name, e in self.items}
+        return {name: combine.latent_mean(e, params[name], x) for name, e in self.items}
 
     def visible_field(self, params: Params, z: Latent) -> Field:
         """Return Σ_k field_k(z_k)."""
         return self.visible.combine(
-            [e.visible_field(params[name], z[name]) for name, e in self.items]
+            [combine.visible_field(e, params[name], z[name]) for name, e in self.items]
         )
 
     def temper(self, params: Params, beta: Array | float) -> Params:
         """Return the parameters with every expert at inverse temperature `beta`."""
         return {name: expert.temper(params[name], beta) for name, expert in self.items}
+
+    def mask(self, params: Params, **present: Array | bool) -> Params:
+        """Return the parameters with some experts left out, at the same shapes.
+
+        log f_k(x) becomes 0 and its field 0 where `present[k]` is False, e.g. for a missing
+        modality; under `vmap` each event has experts of its own. What an absent expert holds, NaN
+        included, reaches no value and no gradient.
+
+        Args:
+          params: this model's parameters.
+          **present: for any of the experts, by name: a boolean, traced or not, []. A nested
+            product is left out whole.
+
+        Returns:
+          Parameters with a leaf "present" in each expert named, for use in place of `params`; as
+          with "beta", the optimizer does not see it.
+
+        Raises:
+          ValueError: if there is no such expert.
+        """
+        masked = dict(params)
+        for name, is_present in present.items():
+            expert = self.experts.get(name)
+            if expert is None:
+                raise ValueError(f"present: expected names of {list(self.experts)}, got {name!r}")
+            _checks.shape(name, is_present, (), "one event; use jax.vmap for a batch")
+            if isinstance(expert, Product):
+                masked[name] = expert.mask(
+                    params[name], **dict.fromkeys(expert.experts, is_present)
+                )
+            else:
+                masked[name] = combine.set_present(params[name], is_present)
+        return masked
 
     def sample_visible(self, rng_key: Array, params: Params, z: Latent) -> Event:
         """Draw x from p(x | z)."""
@@ -105,12 +146,9 @@ class Product(Expert):
     def check_params(self, params: Params) -> None:
         """Raise ValueError unless `params` has this model's structure, shapes and finite values."""
         expected = jax.eval_shape(self.init, jax.random.key(0))
-        _checks.same_structure("params", params, expected, optional="beta")
-        _checks.finite("params", params)
-
-    def _keyed(self, rng_key: Array) -> list[tuple[str, Expert, Array]]:
-        # Keys go by position, so that an expert's draw does not depend on how many come after it.
-        return [(n, e, jax.random.fold_in(rng_key, i)) for i, (n, e) in enumerate(self.items)]
+        _checks.same_structure("params", params, expected, optional=("beta", "present"))
+        heard = {name: combine.split_present(params[name])[0] for name in self.experts}
+        _checks.finite("params", heard)
 
 
 def product(visible: Unit, **experts: Expert) -> Product:
@@ -141,11 +179,4 @@ def product(visible: Unit, **experts: Expert) -> Product:
     """
     if not experts:
         raise ValueError("product: expected at least one expert, got none")
-    for name, expert in experts.items():
-        if not isinstance(expert, Expert):
-            raise TypeError(f"product: expected {name!r} to be an Expert, got {expert!r}")
-        if expert.visible != visible:
-            raise ValueError(
-                f"product: expected expert {name!r} to see {visible}, got {expert.visible}"
-            )
-    return Product(visible, tuple(experts.items()))
+    return Product(visible, combine.named("product", visible, experts))

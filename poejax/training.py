@@ -75,9 +75,9 @@ def init(
     _checks.leading_axis("data", data)
     run_key, params_key, data_key, estimator_key = jax.random.split(rng_key, 4)
     x = data if preprocess is None else preprocess(data_key, data)
-    model.visible.check("data" if preprocess is None else "preprocess(data)", x)
     if (trained := getattr(estimator, "model", model)) != model:
         raise ValueError(f"estimator: expected one of {model}, got one of {trained}")
+    _check_data(estimator, model, "data" if preprocess is None else "preprocess(data)", x)
     if params is None:
         params = model.init(params_key)
     else:
@@ -138,7 +138,7 @@ def train_steps(
     if preprocess is None and hasattr(estimator, "model"):
         # One batch tells raw intensities or NaN from events, at no cost to speak of.
         first = jax.tree.map(lambda leaf: leaf[:batch_size], data)
-        estimator.model.visible.check("data", first)
+        _check_data(estimator, estimator.model, "data", first)
     new_state, metrics, finite = _train_steps(
         estimator, tx, state, data, batch_size, num_steps, preprocess, average_decay
     )
@@ -221,6 +221,12 @@ def _update(
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((grads, params))])
     state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key)
     return state, Metrics(info, optax.tree.norm(grads)), finite
+
+
+def _check_data(estimator: Estimator, model: Product, name: str, x: PyTree) -> None:
+    # Estimators whose data are more than events check them themselves.
+    check = getattr(estimator, "check_data", model.visible.check)
+    check(name, x)
 
 
 def _require_finite(state: TrainState, finite: np.ndarray) -> None:

@@ -17,8 +17,12 @@ from poejax.experts import (
     Gaussian,
     GaussianMixture,
     HiddenBank,
+    Mixture,
+    Neural,
+    Power,
     StudentT,
     Unigauss,
+    mixture,
 )
 from poejax.testing import check_expert
 
@@ -37,7 +41,9 @@ HIDDEN = {
     "gaussian": units.StandardGaussian(2),
     "joint": MIXED,
 }
+REALS = units.GaussianDiag(2)
 ALWAYS = {"retrace", "field", "gradient", "jit", "vmap", "temper"}
+OPAQUE = ALWAYS - {"field"} | {"integral"}
 ENUMERATED = ALWAYS | {"integral", "sample", "mean"}
 
 
@@ -92,6 +98,62 @@ def nested():
     return pj.product(visible, inner=inner, bias=Bias(visible))
 
 
+def wave(params, x):
+    return jnp.sum(params["a"] * jnp.sin(x + params["b"])) + params["b"] ** 2
+
+
+def neural(visible):
+    return Neural(visible, lambda rng_key: {"a": jnp.ones(()), "b": jnp.zeros(())}, wave)
+
+
+def algebra():
+    """Powers and sums of experts, alone and inside products."""
+    plane, binary = units.Gaussian(2), units.Bernoulli(3)
+    heavy = pj.product(plane, heavy=StudentT(plane, 1), broad=Gaussian(plane))
+    bank = HiddenBank(binary, units.Bernoulli(2))
+    pair = mixture(binary, bank=bank, bias=Bias(binary))
+    yield "power-gaussian", Power(plane, Gaussian(plane, "full")), ALWAYS | {"integral"}
+    yield "power-student-t", Power(plane, StudentT(plane, 2)), ENUMERATED
+    yield "power-product", Power(plane, heavy), ENUMERATED
+    yield "mixture-of-banks", pair, ENUMERATED
+    yield "mixture-of-products", mixture(plane, a=heavy, b=Gaussian(plane)), ALWAYS | {"mean"}
+    yield (
+        "mixture-of-diagonals",
+        mixture(REALS, a=Gaussian(REALS), b=Unigauss(REALS, 2)),
+        ENUMERATED,
+    )
+    yield "mixture-in-product", pj.product(binary, pair=pair, bank=bank), ENUMERATED
+    joint = mixture(MIXED, a=HiddenBank(MIXED, units.Spin(2)), b=Bias(MIXED))
+    yield "mixture-joint-units", joint, ENUMERATED
+
+
+def opaque():
+    plane, binary = units.Gaussian(2), units.Bernoulli(3)
+    bank = HiddenBank(binary, units.Bernoulli(2))
+    yield "neural", neural(plane)
+    yield "signed-power", Power(plane, Gaussian(plane), signed=True)
+    yield "power-of-a-bank", Power(binary, bank)
+    yield "opaque-mixture", mixture(binary, bank=bank, neural=neural(binary))
+    yield "opaque-product", pj.product(binary, bias=Bias(binary), neural=neural(binary))
+
+
+def masked():
+    """Products with the experts that are left out."""
+    plane, binary = units.Gaussian(2), units.Bernoulli(3)
+    banks = {
+        "a": HiddenBank(binary, units.Bernoulli(2)),
+        "b": HiddenBank(binary, units.Spin(2)),
+        "inner": pj.product(binary, bias=Bias(binary)),
+    }
+    yield "banks", pj.product(binary, **banks), ("b", "inner"), ENUMERATED
+    heavy = {"heavy": StudentT(plane, 2), "mixture": GaussianMixture(plane, 2)}
+    rest = {"broad": Gaussian(plane, "full"), "unigauss": Unigauss(plane, 2)}
+    left_out = ("heavy", "broad", "unigauss")
+    yield "reals", pj.product(plane, **heavy, **rest), left_out, ALWAYS | {"mean"}
+    some = {"neural": neural(plane), "broad": Gaussian(plane)}
+    yield "opaque", pj.product(plane, **some), ("neural",), OPAQUE
+
+
 def table():
     for name, visible in VISIBLE.items():
         yield f"bias-{name}", Bias(visible), ALWAYS | {"integral"}
@@ -117,6 +179,7 @@ def table():
     yield "mixture-joint", GaussianMixture(units.GaussianDiag(2), 3, joint=True), ENUMERATED
     yield "student-t", StudentT(plane, 2), ENUMERATED
     yield "many-student-t", StudentT(plane, 4), ALWAYS | {"mean"}
+    yield from algebra()
     # Three real latents are beyond the grid: what the Monte Carlo laws can see is checked.
     yield "many-real", HiddenBank(visible, units.StandardGaussian(3)), ALWAYS | {"mean"}
 
@@ -129,6 +192,28 @@ def test_laws(expert, laws):
     checked = check_expert(expert, random_params(expert), rng_key=jax.random.key(1))
     assert set(checked) == laws
     assert len(checked) == len(laws)
+
+
+@pytest.mark.parametrize(("name", "expert"), [*opaque()], ids=lambda v: v if type(v) is str else "")
+def test_laws_of_opaque_experts(name, expert):
+    assert expert.is_opaque
+    assert set(check_expert(expert, random_params(expert), rng_key=jax.random.key(1))) == OPAQUE
+
+
+def test_an_opaque_product_keeps_the_latents_that_it_knows():
+    binary = units.Bernoulli(3)
+    bank = HiddenBank(binary, units.Bernoulli(2))
+    model = pj.product(binary, bank=bank, neural=neural(binary))
+    checked = check_expert(model, random_params(model), rng_key=jax.random.key(1))
+    assert set(checked) == ALWAYS - {"field"} | {"mean"}
+
+
+@pytest.mark.parametrize(
+    ("model", "left_out", "laws"), [r[1:] for r in masked()], ids=[r[0] for r in masked()]
+)
+def test_laws_with_experts_left_out(model, left_out, laws):
+    params = model.mask(random_params(model), **dict.fromkeys(left_out, False))
+    assert set(check_expert(model, params, rng_key=jax.random.key(1))) == laws
 
 
 def test_laws_of_a_positive_latent():
@@ -317,6 +402,41 @@ class HalfThePrecision(HeavyTail):
 class RateWithoutTheData(HeavyTail):
     def sample_latent(self, rng_key, params, x):
         return super().sample_latent(rng_key, params, jnp.zeros_like(x))
+
+
+class IdleLatentsUnnormalised(Mixture):
+    def latent_log_weight(self, params, z):
+        pairs = self._each(params, z["choice"])
+        return sum(e.latent_log_weight(member, z["members"][n]) for _, n, e, member in pairs)
+
+
+class EveryMemberIsHeard(Mixture):
+    def visible_field(self, params, z):
+        ones = jnp.ones_like(z["choice"])
+        return super().visible_field(params, z | {"choice": ones})
+
+
+class IdleLatentsSeeTheEvent(Mixture):
+    def sample_latent(self, rng_key, params, x):
+        z = super().sample_latent(rng_key, params, x)
+        pairs = self._each(params, jnp.ones_like(z["choice"]))
+        return z | {"members": {n: e.sample_latent(rng_key, m, x) for _, n, e, m in pairs}}
+
+
+@pytest.mark.parametrize(
+    ("mutant", "law"),
+    [
+        (IdleLatentsUnnormalised, "integral"),
+        (EveryMemberIsHeard, "integral"),
+        (IdleLatentsSeeTheEvent, "sample"),
+    ],
+)
+def test_a_broken_mixture(mutant, law):
+    binary = units.Bernoulli(3)
+    bank = HiddenBank(binary, units.Bernoulli(2))
+    broken = mutant(binary, (("bank", bank), ("bias", Bias(binary))))
+    with pytest.raises(AssertionError, match=f"law '{law}' fails at beta="):
+        check_expert(broken, random_params(broken), rng_key=jax.random.key(1))
 
 
 @pytest.mark.parametrize(

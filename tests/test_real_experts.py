@@ -35,6 +35,14 @@ def with_broad(expert):
     return pj.product(visible, expert=expert, broad=experts.Gaussian(visible))
 
 
+def sums_and_powers():
+    """A mixture of two products, times a weighted Student-t bank."""
+    heavy = pj.product(PLANE, heavy=experts.StudentT(PLANE, 2), broad=experts.Gaussian(PLANE))
+    members = {"heavy": heavy, "narrow": experts.Gaussian(PLANE, "full")}
+    weighted = experts.Power(PLANE, experts.StudentT(PLANE, 3))
+    return pj.product(PLANE, sum=experts.mixture(PLANE, **members), weighted=weighted)
+
+
 PRODUCTS = {
     "gaussian": pj.product(PLANE, full=experts.Gaussian(PLANE, "full")),
     "one coordinate": with_broad(experts.Gaussian(DIAGONAL, coordinate=1)),
@@ -43,6 +51,7 @@ PRODUCTS = {
     "unigauss": with_broad(experts.Unigauss(DIAGONAL, 3)),
     "student_t": with_broad(experts.StudentT(PLANE, 3)),
     "everything": everything(),
+    "sums and powers": sums_and_powers(),
 }
 
 

@@ -14,19 +14,37 @@ def mean_log_density(model: Product, params: Params, x: Event) -> Array:
     return jnp.mean(jax.vmap(model.log_density, in_axes=(None, 0))(params, x))
 
 
+def surrogate(model: Product, params: Params, x_data: Event, x_model: Event) -> Array:
+    """Loss whose gradient, under exact samples `x_model`, is that of the negative log-likelihood.
+
+    -mean log_density(params, x_data) + mean log_density(params, x_model), x_model held fixed
+
+    Differentiable in `x_data` too, so that it trains whatever network computed them. Its value is
+    no likelihood.
+
+    Args:
+      model: the product.
+      params: its parameters.
+      x_data: batch of events [N, ...].
+      x_model: batch of samples of the model [M, ...], e.g. the states of persistent chains.
+
+    Returns:
+      [].
+
+    Source: Hinton (2002), section 3.
+    """
+    fantasy = mean_log_density(model, params, jax.lax.stop_gradient(x_model))
+    return fantasy - mean_log_density(model, params, x_data)
+
+
 def contrast(
     model: Product, params: Params, x_data: Event, x_model: Event
 ) -> tuple[Params, EstimatorInfo]:
-    """Gradient of the surrogate whose expectation under exact `x_model` is the NLL gradient.
+    """Gradient of `surrogate` by the parameters, with both mean densities."""
 
-    grad of  -mean log_density(params, x_data) + mean log_density(params, x_model), x_model fixed
-
-    The surrogate's value is no likelihood and is not returned.
-    """
-
-    def surrogate(params: Params) -> tuple[Array, EstimatorInfo]:
+    def loss(params: Params) -> tuple[Array, EstimatorInfo]:
         data = mean_log_density(model, params, x_data)
-        fantasy = mean_log_density(model, params, jax.lax.stop_gradient(x_model))
+        fantasy = mean_log_density(model, params, x_model)
         return fantasy - data, EstimatorInfo(data, fantasy)
 
-    return jax.grad(surrogate, has_aux=True)(params)
+    return jax.grad(loss, has_aux=True)(params)

@@ -5,6 +5,9 @@ from poejax.experts.bias import Bias
 from poejax.experts.gaussian import Gaussian
 from poejax.experts.gaussian_mixture import GaussianMixture
 from poejax.experts.hidden_bank import HiddenBank
+from poejax.experts.mixture import Mixture, mixture
+from poejax.experts.neural import Neural, OpaqueExpert
+from poejax.experts.power import Power
 from poejax.experts.student_t import StudentT
 from poejax.experts.unigauss import Unigauss
 
@@ -14,6 +17,11 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "HiddenBank",
+    "Mixture",
+    "Neural",
+    "OpaqueExpert",
+    "Power",
     "StudentT",
     "Unigauss",
+    "mixture",
 ]

@@ -38,6 +38,16 @@ class Expert(abc.ABC):
         """Whether only the density is known, so that block Gibbs cannot sample it."""
         return False
 
+    @property
+    def temper_is_power(self) -> bool:
+        """Whether `temper` raises every factor to the power beta, as without a sum over latents."""
+        return False
+
+    @property
+    def has_scale_latents(self) -> bool:
+        """Whether latents set precisions only, so that their mean says nothing of the mean of x."""
+        return False
+
     @abc.abstractmethod
     def init(self, rng_key: Array) -> Params:
         """Draw initial parameters."""

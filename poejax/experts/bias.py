@@ -17,6 +17,10 @@ class Bias(Expert):
     """
 
     @property
+    def temper_is_power(self) -> bool:
+        return True
+
+    @property
     def num_factors(self) -> int:
         return 1
 

@@ -44,6 +44,10 @@ class Gaussian(Expert):
             raise ValueError("coordinate: expected with covariance='diag', got 'full'")
 
     @property
+    def temper_is_power(self) -> bool:
+        return True
+
+    @property
     def num_factors(self) -> int:
         return 1
 

@@ -52,6 +52,14 @@ class StudentT(Expert):
             )
 
     @property
+    def temper_is_power(self) -> bool:
+        return True
+
+    @property
+    def has_scale_latents(self) -> bool:
+        return True
+
+    @property
     def num_factors(self) -> int:
         return self.num_experts
 

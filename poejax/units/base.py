@@ -145,8 +145,15 @@ class Unit(abc.ABC):
 
         Units that are independent given the field may simply be overwritten.
         """
-        drawn = self.sample(rng_key, field)
-        return jnp.where(_per_site(mask, x), x, drawn)
+        return self.select(mask, x, self.sample(rng_key, field))
+
+    def mean_clamped(self, field: Field, x: Event, mask: PyTree) -> Event:
+        """Return the mean of what `sample_clamped` draws."""
+        return self.select(mask, x, self.mean(field))
+
+    def select(self, mask: PyTree, x: Event, other: Event) -> Event:
+        """Return `x` at the sites where `mask` [num_sites] is True, `other` elsewhere."""
+        return jnp.where(_per_site(mask, x), x, other)
 
     def random_event(self, rng_key: Array) -> Event:
         """Draw a random start: the unit at field zero (and unit precision)."""

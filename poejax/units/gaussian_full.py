@@ -81,11 +81,17 @@ class Gaussian(QuadraticUnit):
         return self._least_squares(field, self._noise(rng_key, field))
 
     def sample_clamped(self, rng_key: Array, field: Field, x: Event, mask: PyTree) -> Event:
+        return self._clamped(self._noise(rng_key, field), field, x, mask)
+
+    def mean_clamped(self, field: Field, x: Event, mask: PyTree) -> Event:
+        return self._clamped(jnp.zeros(self._num_rows(field), field["rows"].dtype), field, x, mask)
+
+    def _clamped(self, noise: Array, field: Field, x: Event, mask: PyTree) -> Event:
         # Conditioning: the held sites become targets of the free ones' rows, and unit rows of
         # their own keep the system square.
         held = jnp.where(mask, x, 0.0)
         free = jnp.where(mask, 0.0, field["rows"])
-        targets = self._noise(rng_key, field) - self._project(field, held)
+        targets = noise - self._project(field, held)
         rows = jnp.concatenate([free, jnp.diag(mask.astype(free.dtype))])
         targets = jnp.concatenate([targets, jnp.zeros(self.size, targets.dtype)])
         linear = jnp.where(mask, 0.0, field["linear"])

@@ -130,6 +130,12 @@ class Joint(Unit):
             mask,
         )
 
+    def mean_clamped(self, field: Field, x: Event, mask: PyTree) -> Event:
+        return self._map(lambda unit, f, v, m: unit.mean_clamped(f, v, m), field, x, mask)
+
+    def select(self, mask: PyTree, x: Event, other: Event) -> Event:
+        return self._map(lambda unit, m, v, o: unit.select(m, v, o), mask, x, other)
+
     def random_event(self, rng_key: Array) -> Event:
         return self._map(lambda unit, key: unit.random_event(key), self._keys(rng_key))
 

@@ -1,0 +1,122 @@
+"""Learning p(y | x) of a joint model, and blends of learning rules."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from poejax.inference.classify import class_log_probs, label_unit
+from poejax.product import Product
+from poejax.types import Array, Estimator, Event, Params
+
+
+class ClassInfo(NamedTuple):
+    """What a batch looked like: mean log p(y | x), in nats, and the error rate in [0, 1]."""
+
+    class_log_prob: Array
+    error_rate: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Discriminative:
+    """Gradient of the mean of -log p(y | x). Build with `discriminative`."""
+
+    model: Product
+    label: str
+
+    def init(self, rng_key: Array, params: Params, data: Event) -> tuple[()]:
+        """Return the empty state."""
+        del rng_key, params, data
+        return ()
+
+    def grad(
+        self, rng_key: Array, params: Params, state: tuple[()], batch: Event
+    ) -> tuple[Params, tuple[()], ClassInfo]:
+        """Compute the gradient for a batch, a dict of blocks [B, ...]; `rng_key` is not used."""
+        del rng_key
+        y = jnp.asarray(batch[self.label], jnp.result_type(float))[:, 0]
+
+        def loss(params: Params) -> tuple[Array, ClassInfo]:
+            log_p = jax.vmap(lambda x: class_log_probs(self.model, params, x, self.label))(batch)
+            mean = jnp.mean(jnp.sum(y * log_p, axis=-1))
+            wrong = jnp.argmax(log_p, axis=-1) != jnp.argmax(y, axis=-1)
+            return -mean, ClassInfo(mean, jnp.mean(wrong))
+
+        grads, info = jax.grad(loss, has_aux=True)(params)
+        return grads, state, info
+
+
+@dataclasses.dataclass(frozen=True)
+class Blend:
+    """Weighted sum of the gradients of several estimators. Build with `blend`."""
+
+    model: Product
+    terms: tuple[tuple[str, Estimator, float], ...]
+
+    def init(self, rng_key: Array, params: Params, data: Event) -> dict[str, Any]:
+        """Return each estimator's state, by name."""
+        keys = jax.random.split(rng_key, len(self.terms))
+        return {
+            name: estimator.init(key, params, data)
+            for key, (name, estimator, _) in zip(keys, self.terms, strict=True)
+        }
+
+    def grad(
+        self, rng_key: Array, params: Params, state: dict[str, Any], batch: Event
+    ) -> tuple[Params, dict[str, Any], dict[str, Any]]:
+        """Estimate the weighted gradient from a batch [B, ...]."""
+        total = jax.tree.map(jnp.zeros_like, params)
+        states, infos = {}, {}
+        keys = jax.random.split(rng_key, len(self.terms))
+        for key, (name, estimator, weight) in zip(keys, self.terms, strict=True):
+            grads, states[name], infos[name] = estimator.grad(key, params, state[name], batch)
+            total = jax.tree.map(lambda t, g, w=weight: t + w * g, total, grads)
+        return total, states, infos
+
+
+def discriminative(model: Product, label: str = "label") -> Discriminative:
+    """Maximum conditional likelihood of a label given the other blocks, without sampling.
+
+    grad = -E_data[∂ log p(y | x)], by `inference.class_log_probs`
+
+    Args:
+      model: a product over a Joint unit with a block `Categorical(1, C)`.
+      label: name of that block.
+
+    Raises:
+      ValueError: if there is no such block.
+
+    Source: Larochelle & Bengio (2008), Classification using discriminative restricted Boltzmann
+    machines.
+    """
+    label_unit(model, label)
+    return Discriminative(model, label)
+
+
+def blend(model: Product, **terms: tuple[Estimator, float]) -> Blend:
+    """Add the gradients of several estimators, each with a weight.
+
+    Hybrid learning of a classification RBM is discriminative plus a little generative:
+    `blend(model, discriminative=(discriminative(model), 1.0), generative=(pcd(model, 100), 0.01))`.
+
+    Args:
+      model: the product that all of them train.
+      **terms: `(estimator, weight)` by name.
+
+    Returns:
+      An estimator; its state and info are dicts by name.
+
+    Raises:
+      ValueError: if no term is given or one trains another model.
+
+    Source: Larochelle & Bengio (2008), the hybrid objective.
+    """
+    if not terms:
+        raise ValueError("blend: expected at least one estimator, got none")
+    for name, (estimator, _) in terms.items():
+        if (found := getattr(estimator, "model", model)) != model:
+            raise ValueError(f"{name}: expected an estimator of {model}, got one of {found}")
+    return Blend(model, tuple((n, estimator, float(w)) for n, (estimator, w) in terms.items()))

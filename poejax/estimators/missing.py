@@ -1,0 +1,101 @@
+"""Learning from incomplete events: missing sites are latent variables like any other."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+
+from poejax import _checks, chains
+from poejax.kernels import block_gibbs
+from poejax.product import Product
+from poejax.types import Array, Estimator, Event, Kernel, Params, PyTree
+
+
+class Incomplete(NamedTuple):
+    """Events with missing sites.
+
+    x: batch of events [N, ...]; a missing site must hold some value of its unit, which is ignored.
+    observed: boolean masks, True where a site was seen: [N, D], a dict of masks for joint units.
+    """
+
+    x: Event
+    observed: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Imputed:
+    """Completes each batch by clamped chains, for another estimator. Build with `imputed`."""
+
+    estimator: Estimator
+    model: Product
+    kernel: Kernel
+    num_steps: int
+
+    def check_data(self, name: str, data: Incomplete) -> None:
+        """Raise unless `data` are events of the model's units with masks."""
+        if not isinstance(data, Incomplete):
+            raise TypeError(f"{name}: expected Incomplete(x, observed), got {type(data).__name__}")
+        self.model.visible.check(f"{name}.x", data.x)
+        num_rows = _checks.leading_axis(f"{name}.x", data.x)
+        _checks.one_row_per_chain(f"{name}.observed", data.observed, num_rows)
+        first = jax.tree.map(lambda mask: mask[0], data.observed)
+        self.model.visible.check_mask(f"{name}.observed", first)
+
+    def init(self, rng_key: Array, params: Params, data: Incomplete) -> Any:
+        """Start the inner estimator on completed data."""
+        complete_key, init_key = jax.random.split(rng_key)
+        return self.estimator.init(init_key, params, self._complete(complete_key, params, data))
+
+    def grad(
+        self, rng_key: Array, params: Params, state: Any, batch: Incomplete
+    ) -> tuple[Params, Any, Any]:
+        """Estimate the gradient from a batch with missing sites."""
+        complete_key, grad_key = jax.random.split(rng_key)
+        x = self._complete(complete_key, params, batch)
+        return self.estimator.grad(grad_key, params, state, x)
+
+    def _complete(self, rng_key: Array, params: Params, data: Incomplete) -> Event:
+        start_key, run_key = jax.random.split(rng_key)
+        visible = self.model.visible
+
+        def start(key: Array, x: Event, observed: PyTree) -> Any:
+            x = visible.select(observed, x, self.model.init_visible(key))
+            return self.kernel.init(key, params, x, observed)
+
+        keys = chains.chain_keys(start_key, _checks.leading_axis("data", data))
+        states = jax.vmap(start)(keys, data.x, data.observed)
+
+        def body(states: Any, index: Array) -> tuple[Any, None]:
+            key = jax.random.fold_in(run_key, index)
+            return chains.step_all(key, self.kernel, params, states)[0], None
+
+        states, _ = jax.lax.scan(body, states, jax.numpy.arange(self.num_steps))
+        return states.x
+
+
+def imputed(
+    estimator: Estimator, model: Product, kernel: Kernel | None = None, num_steps: int = 10
+) -> Imputed:
+    """Learn from events with missing sites, each row with a mask of its own.
+
+    ∂ log p(x_obs) = E[∂ log f(x) | x_obs] - E[∂ log f(x)]: the positive phase averages over the
+    missing sites, drawn by chains that hold the observed ones. Unbiased as num_steps → ∞ where
+    the inner estimator is.
+
+    Args:
+      estimator: where the gradient for complete events comes from, e.g. `pcd(model, 100)`.
+      model: the product.
+      kernel: transition kernel of the clamped chains; block Gibbs when None.
+      num_steps: their steps per batch, from a random start at the missing sites.
+
+    Returns:
+      An estimator whose data and batches are `Incomplete(x, observed)`.
+
+    Source: Ghahramani & Jordan (1994), Supervised learning from incomplete data via an EM
+    approach; Younes (1989) for the stochastic gradient.
+    """
+    return Imputed(
+        estimator, model, kernel or block_gibbs(model), _checks.positive_int("num_steps", num_steps)
+    )

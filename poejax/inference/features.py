@@ -1,0 +1,66 @@
+"""Deterministic passes through the latents: features and mean-field reconstructions."""
+
+from __future__ import annotations
+
+from poejax.experts import HiddenBank
+from poejax.product import Product
+from poejax.types import Array, Event, Params
+
+
+def features(
+    model: Product, params: Params, x: Event, bank: str = "hidden", bias: bool = True
+) -> Array:
+    """Features of one event, the means of a bank's hidden units.
+
+    φ(x) = E[z | x], for binary hidden units sigm(Wᵀ t(x) + b), or sigm(Wᵀ t(x)) without bias
+
+    Args:
+      model: a product with a HiddenBank of that name.
+      params: its parameters.
+      x: one event; use `jax.vmap` for a batch.
+      bank: name of the bank.
+      bias: whether to add the hidden bias.
+
+    Returns:
+      [H], in (0, 1) for binary hidden units.
+
+    Raises:
+      ValueError: if the product has no HiddenBank of that name.
+
+    Source: Hinton & Salakhutdinov (2006); Erhan et al. (2010).
+    """
+    expert = model.experts.get(bank)
+    if not isinstance(expert, HiddenBank):
+        raise ValueError(f"bank: expected the name of a HiddenBank, got {bank!r}: {expert}")
+    bank_params = params[bank]
+    if not bias:
+        zeros = expert.hidden.shift_linear(
+            bank_params["b"], -expert.hidden.linear_part(bank_params["b"])
+        )
+        bank_params = bank_params | {"b": zeros}
+    return expert.hidden.linear_statistic(expert.latent_mean(bank_params, x))
+
+
+def reconstruct(model: Product, params: Params, x: Event) -> Event:
+    """One mean-field pass up and down, E[x | z = E[z | x]], for one event.
+
+    Args:
+      model: a product whose latents act through linear fields (banks, mixtures, unigauss).
+      params: its parameters.
+      x: one event; use `jax.vmap` for a batch.
+
+    Returns:
+      Means of the visible units, shaped as `x`: probabilities for binary units.
+
+    Raises:
+      ValueError: if an expert's latents set precisions only (StudentT), where a mean-field pass
+        would say nothing about x; use `denoise`.
+
+    Source: Hinton (2002), section 8.
+    """
+    if model.has_scale_latents:
+        raise ValueError(
+            "model: expected latents with a linear field, got a product with Student-t experts, "
+            "whose mean-field pass is the same for every x; use inference.denoise"
+        )
+    return model.visible_mean(params, model.latent_mean(params, x))

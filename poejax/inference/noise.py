@@ -1,0 +1,122 @@
+"""Noise processes as experts: p(y | x), read as a function of x, is one more factor."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from poejax import _checks
+from poejax.types import Array, Event, Params
+from poejax.units import Bernoulli, Categorical, Gaussian, GaussianDiag, Spin, Unit
+
+
+class Noise(Protocol):
+    """A process that damages events, known well enough to be undone."""
+
+    def corrupt(self, rng_key: Array, visible: Unit, x: Event) -> Event:
+        """Draw a damaged event y ~ p(y | x)."""
+        ...
+
+    def field(self, visible: Unit, y: Event) -> Params:
+        """Return free parameters of the field that p(y | x) adds to the visible units."""
+        ...
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["rate"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class BitFlips:
+    """Every discrete unit independently takes another value with probability `rate`.
+
+    log p(y | x) = const + Σ_i [x_i = y_i] log((1 - ε)(C - 1) / ε), C values per unit: for binary
+    units the field of unit i is ±log((1 - ε) / ε).
+
+    Args:
+      rate: ε in (0, 1), [].
+    """
+
+    rate: Array | float
+
+    def __post_init__(self) -> None:
+        _open_interval("rate", self.rate, 0.0, 1.0)
+
+    def corrupt(self, rng_key: Array, visible: Unit, x: Event) -> Event:
+        """Draw y: each unit of one event flipped with probability `rate`."""
+        flip_key, value_key = jax.random.split(rng_key)
+        x = visible.linear_statistic(x).reshape(jnp.shape(x))
+        flip = jax.random.bernoulli(flip_key, self.rate, (visible.num_sites,))
+        if isinstance(visible, Bernoulli):
+            return jnp.where(flip, 1 - x, x)
+        if isinstance(visible, Spin):
+            return jnp.where(flip, -x, x)
+        if isinstance(visible, Categorical):
+            # A step of 1 to C - 1 along the ring of classes: any other, each as likely.
+            step = jax.random.randint(value_key, flip.shape, 1, visible.num_classes)
+            rolled = jax.vmap(jnp.roll)(x, step)
+            return jnp.where(flip[:, None], rolled, x)
+        raise _wrong_units("BitFlips", "discrete", visible)
+
+    def field(self, visible: Unit, y: Event) -> Params:
+        """Return the field, shaped as that of a Bias."""
+        rate = jnp.asarray(self.rate, jnp.result_type(float))
+        log_odds = jnp.log1p(-rate) - jnp.log(rate)
+        y = visible.linear_statistic(y).reshape(jnp.shape(y))
+        if isinstance(visible, Bernoulli):
+            return (2 * y - 1) * log_odds
+        if isinstance(visible, Spin):
+            return 0.5 * y * log_odds
+        if isinstance(visible, Categorical):
+            return y * (log_odds + jnp.log(visible.num_classes - 1.0))
+        raise _wrong_units("BitFlips", "discrete", visible)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["scale"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class GaussianNoise:
+    """Independent Gaussian noise of standard deviation `scale` on every real unit.
+
+    log p(y | x) = const - |y - x|² / (2 σ²): linear field y / σ², precision 1 / σ².
+
+    Args:
+      scale: σ > 0, in units of x, [].
+    """
+
+    scale: Array | float
+
+    def __post_init__(self) -> None:
+        _open_interval("scale", self.scale, 0.0, jnp.inf)
+
+    def corrupt(self, rng_key: Array, visible: Unit, x: Event) -> Event:
+        """Draw y: one event plus noise."""
+        x = visible.linear_statistic(x)
+        return x + self.scale * jax.random.normal(rng_key, x.shape, x.dtype)
+
+    def field(self, visible: Unit, y: Event) -> Params:
+        """Return the field, shaped as that of a Bias."""
+        log_scale = jnp.log(jnp.asarray(self.scale, jnp.result_type(float)))
+        y = visible.linear_statistic(y)
+        params = visible.init_field()
+        linear = y * jnp.exp(-2 * log_scale)
+        if isinstance(visible, GaussianDiag):
+            return params | {
+                "linear": linear,
+                "log_precision": params["log_precision"] - 2 * log_scale,
+            }
+        if isinstance(visible, Gaussian):
+            return params | {"linear": linear, "log_diagonal": params["log_diagonal"] - log_scale}
+        raise _wrong_units("GaussianNoise", "real visible", visible)
+
+
+def _wrong_units(noise: str, expected: str, visible: Unit) -> ValueError:
+    return ValueError(f"noise: {noise} expects {expected} units, got {visible}")
+
+
+def _open_interval(name: str, value: Array | float, low: float, high: float) -> None:
+    # Under jax.tree functions a field may hold any object; only numbers are judged.
+    if isinstance(value, (int, float)) or (_checks.is_concrete(value) and hasattr(value, "dtype")):
+        _checks.shape(name, value, (), "one noise level")
+        if not low < float(value) < high:
+            raise ValueError(f"{name}: expected a number in ({low:g}, {high:g}), got {value}")

@@ -1,0 +1,97 @@
+"""Greedy stacks of RBMs, each learned on the features of the one below: deep belief networks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from poejax import _checks, inference, models, training
+from poejax.product import Product
+from poejax.types import Array, Estimator, Params
+
+Layer = tuple[Product, Params]
+
+
+def fit_greedy(
+    rng_key: Array,
+    probabilities: Array,
+    num_hidden: Sequence[int],
+    make_estimator: Callable[[Product], Estimator],
+    tx: optax.GradientTransformation,
+    batch_size: int,
+    num_steps: int,
+    on_layer: Callable[[int, training.TrainState], None] | None = None,
+) -> list[Layer]:
+    """Learn a stack of binary RBMs, layer by layer.
+
+    Layer l + 1 learns from the probabilities E[z_l | x] of layer l, drawn anew for every batch.
+
+    Args:
+      rng_key: one typed key.
+      probabilities: batch [N, D] in [0, 1], e.g. pixel intensities / 255; binary data are as good.
+      num_hidden: hidden units of each layer, bottom first.
+      make_estimator: builds each layer's estimator, e.g. `lambda model: pcd(model, 100)`.
+      tx: optimizer of each layer.
+      batch_size: rows per update, at most N.
+      num_steps: updates per layer.
+      on_layer: called with the layer's number and final state, for progress and checkpoints.
+
+    Returns:
+      `[(model, params), ...]`, bottom first; `nn.Classifier.from_stack` and `features` take it.
+
+    Raises:
+      ValueError: if the data are empty, no probabilities or no [N, D], or no layer is asked for.
+      FloatingPointError: if training diverges.
+
+    Source: Hinton, Osindero & Teh (2006), A fast learning algorithm for deep belief nets.
+    """
+    _checks.rng_key("rng_key", rng_key)
+    if not num_hidden:
+        raise ValueError("num_hidden: expected at least one layer, got none")
+    _checks.leading_axis("probabilities", probabilities)
+    if jnp.ndim(probabilities) != 2:
+        raise ValueError(f"probabilities: expected shape (N, D), got {jnp.shape(probabilities)}")
+    x = jnp.asarray(probabilities, jnp.result_type(float))
+    if _checks.is_concrete(x) and not bool(jnp.all((x >= 0) & (x <= 1))):
+        raise ValueError("probabilities: expected values in [0, 1], got others or NaN")
+    stack: list[Layer] = []
+    for number, size in enumerate(num_hidden):
+        model = models.rbm(x.shape[1], size)
+        estimator = make_estimator(model)
+        params = model.init(jax.random.fold_in(rng_key, 2 * number))
+        mean = jnp.clip(jnp.mean(x, axis=0), 0.01, 0.99)
+        params["bias"]["field"] = jnp.log(mean) - jnp.log1p(-mean)
+        key = jax.random.fold_in(rng_key, 2 * number + 1)
+        state = training.init(key, model, estimator, tx, x, params=params, preprocess=draw_bits)
+        state, _ = training.train_steps(
+            estimator, tx, state, x, batch_size, num_steps, preprocess=draw_bits
+        )
+        if on_layer is not None:
+            on_layer(number, state)
+        stack.append((model, state.params))
+        x = features([stack[-1]], x)
+    return stack
+
+
+def features(stack: Sequence[Layer], x: Array) -> Array:
+    """Return the features [N, H] of a batch [N, D] after all layers, means fed upwards.
+
+    φ_l = E[z_l | φ_{l-1}], φ_0 = x
+    """
+    for model, params in stack:
+        x = _layer_features(model, params, x)
+    return x
+
+
+def draw_bits(rng_key: Array, probabilities: Array) -> Array:
+    """Draw {0, 1} with the given probabilities; a `preprocess` for `training`."""
+    return jax.random.bernoulli(rng_key, probabilities).astype(probabilities.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _layer_features(model: Product, params: Params, x: Array) -> Array:
+    return jax.vmap(lambda event: inference.features(model, params, event))(x)
