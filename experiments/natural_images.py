@@ -21,7 +21,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import poejax as pj
 from experiments import filter_report, ica, patches, runs
@@ -53,11 +52,9 @@ class Config:
     overcompleteness: int = 2
     """Experts per component in the overcomplete models; 1 leaves these out."""
     exponent: float = 1.5
-    """Exponents of the experts, at first."""
-    learn_exponent: bool = False
-    """Whether to learn the exponents too."""
+    """Exponents of the experts, held by CD; where the exact gradient starts from."""
     scale: float = 0.1
-    """Scales of the experts at first; always learned."""
+    """Scales of the experts, held by CD; where the exact gradient starts from."""
     num_steps: int = 2_000
     """Updates."""
     batch_size: int = 200
@@ -70,6 +67,10 @@ class Config:
     """Acceptance that the HMC step size is tuned to, at each of `num_stages` times."""
     num_stages: int = 4
     """Stages of training."""
+    marginal_steps: int = 500
+    """Updates that fit scales and exponents to directions that are held."""
+    marginal_rate: float = 0.05
+    """Learning rate of those."""
     num_seeds: int = 3
     """Seeds 0, 1, ... of tiles, patches and learning; overcomplete models use seed 0 only."""
     ais_chains: int = 200
@@ -84,10 +85,10 @@ class Config:
         if self.images is not None and self.wav is not None:
             raise ValueError("images, wav: expected one of them at most, got both")
         at_least_one = ("shrink", "num_components", "num_train", "num_test", "overcompleteness")
-        for name in (*at_least_one, "hmc_leapfrog", "num_stages", "num_seeds", "ais_steps"):
+        for name in (*at_least_one, "hmc_leapfrog", "marginal_steps", "num_stages", "num_seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("side", "window", "ais_chains"):
+        for name in ("side", "window", "ais_chains", "ais_steps"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name}: expected at least 2, got {getattr(self, name)}")
         if not 1 <= self.batch_size <= self.num_train:
@@ -99,10 +100,12 @@ class Config:
                 "exponent: expected more than 0.5, or the complete product is improper, got "
                 f"{self.exponent}"
             )
-        if self.learning_rate <= 0 or self.scale <= 0 or not 0 < self.hmc_acceptance < 1:
+        for name in ("learning_rate", "marginal_rate", "scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if not 0 < self.hmc_acceptance < 1:
             raise ValueError(
-                "learning_rate, scale, hmc_acceptance: expected > 0, > 0 and in (0, 1), got "
-                f"{self.learning_rate}, {self.scale} and {self.hmc_acceptance}"
+                f"hmc_acceptance: expected a number in (0, 1), got {self.hmc_acceptance}"
             )
         if self.num_steps < self.num_stages or self.num_steps % self.num_stages:
             raise ValueError(
@@ -124,6 +127,7 @@ PRESETS = {
         batch_size=50,
         hmc_leapfrog=3,
         num_stages=2,
+        marginal_steps=40,
         num_seeds=1,
         ais_chains=20,
         ais_steps=20,
@@ -156,10 +160,11 @@ class Learner:
     def __init__(self, config: Config) -> None:
         """Take what does not change from run to run."""
         self.config = config
-        held = () if config.learn_exponent else ("log_exponent",)
         rate, steps = config.learning_rate, config.num_steps
-        self.tx = ica.optimizer(rate, steps, held)
-        self.marginals_tx = ica.optimizer(rate, steps, ("w", *held))
+        # The optimizers are part of what is compiled: made once, shared by all seeds.
+        self.full_tx = ica.optimizer(rate, steps)
+        self.directions_tx = ica.optimizer(rate, steps, ("log_scale", "log_exponent"))
+        self.marginals_tx = ica.optimizer(config.marginal_rate, config.marginal_steps, ("w",))
 
     def model(self, num_experts: int) -> pj.Product:
         """Return the product of `num_experts` experts."""
@@ -168,18 +173,6 @@ class Learner:
             config.num_components, num_experts, config.exponent, config.scale
         )
 
-    def fit_marginals(self, w: np.ndarray, z: jax.Array, seed: int) -> pj.types.Params:
-        """Fit the scales (and exponents) of a square model by maximum likelihood, w held fixed."""
-        model = self.model(w.shape[1])
-        params = model.init(jax.random.key(seed))
-        params["student"]["w"] = jnp.asarray(w, jnp.float32)
-        return self._train(model, "exact", self.marginals_tx, params, z, seed)
-
-    def fit(self, rule: str, num_experts: int, z: jax.Array, seed: int) -> pj.types.Params:
-        """Train by "exact", "gibbs" or "hmc" from random directions."""
-        model, params = self.model(num_experts), self.random(num_experts, seed)
-        return self._train(model, rule, self.tx, params, z, seed)
-
     def random(self, num_experts: int, seed: int) -> pj.types.Params:
         """Draw initial parameters, orthonormal directions if complete."""
         params = self.model(num_experts).init(jax.random.key(seed))
@@ -187,16 +180,23 @@ class Learner:
             params["student"]["w"] = jnp.linalg.qr(params["student"]["w"])[0]
         return params
 
-    def _train(
-        self,
-        model: pj.Product,
-        rule: str,
-        tx: optax.GradientTransformation,
-        params: pj.types.Params,
-        z: jax.Array,
-        seed: int,
-    ) -> pj.types.Params:
+    def fit_marginals(self, w: np.ndarray, z: jax.Array, seed: int) -> pj.types.Params:
+        """Fit scales and exponents of a square model by maximum likelihood, w [D, D] held."""
+        config, model = self.config, self.model(w.shape[1])
+        params = self.random(w.shape[1], seed)
+        params["student"]["w"] = jnp.asarray(w, jnp.float32)
+        estimator, key = pj.estimators.exact(model), jax.random.key(seed + 1)
+        state = training.init(key, model, estimator, self.marginals_tx, z, params=params)
+        state, _ = training.train_steps(
+            estimator, self.marginals_tx, state, z, config.batch_size, config.marginal_steps
+        )
+        return state.params
+
+    def fit(self, rule: str, num_experts: int, z: jax.Array, seed: int) -> pj.types.Params:
+        """Train from random directions: everything by "exact", directions by "gibbs" or "hmc"."""
         config, key = self.config, jax.random.key(seed + 1)
+        model, params = self.model(num_experts), self.random(num_experts, seed)
+        tx = self.full_tx if rule == "exact" else self.directions_tx
         estimator: Any
         estimator = pj.estimators.exact(model) if rule == "exact" else pj.estimators.cd(model)
         state = training.init(key, model, estimator, tx, z, params=params)
@@ -252,45 +252,33 @@ class Judge:
         """Note the log-likelihood of N(0, I), the best Gaussian for the training patches."""
         square = float(jnp.mean(jnp.sum(z_test**2, axis=1)))
         value = -0.5 * (square + z_test.shape[1] * np.log(2 * np.pi))
-        self.models.setdefault("Gaussian", []).append({"log_likelihood": float(value)})
+        self.models.setdefault("Gaussian", []).append({"fitted": float(value)})
 
-    def add(
-        self,
-        name: str,
-        model: pj.Product,
-        params: pj.types.Params,
-        white: ica.Whitening,
-        z_test: jax.Array,
-        seconds: float,
-        seed: int,
-    ) -> None:
-        """Judge a model by held-out whitened patches."""
-        w = ica.directions(params)
+    def add_filters(
+        self, name: str, w: np.ndarray, white: ica.Whitening, z_test: jax.Array, seconds: float
+    ) -> dict[str, Any]:
+        """Measure directions `w` [D, J]; returns the row of `name`, to be filled in."""
         filters = white.forward @ w
         found = filter_report.measures(filters, self.shape, np.asarray(z_test, np.float64) @ w)
         if name not in self.filters:
             self.filters[name], self.measures[name] = filters, found
         row: dict[str, Any] = {key: float(np.median(values)) for key, values in found.items()}
-        row |= {"seconds": round(seconds, 2), "seed": seed}
-        for key, leaf in (("scales", "log_scale"), ("exponents", "log_exponent")):
-            values = np.exp(np.asarray(params["student"][leaf]))
-            row[key] = [float(q) for q in np.quantile(values, (0, 0.5, 1))]
-        log_z: Any
-        if w.shape[0] == w.shape[1]:
-            log_z = pj.exact.log_z(model, params)
-        else:
-            log_z = self._anneal(model, params, z_test)
-            row |= {"ess": float(log_z.ess), "log_z_std_err": float(log_z.std_err)}
-        likelihood = pj.evidence.log_likelihood(model, params, z_test, log_z)
-        row["log_likelihood"] = float(likelihood.mean)
-        row["interval"] = [float(likelihood.ci_low), float(likelihood.ci_high)]
+        row["seconds"] = round(seconds, 2)
         self.models.setdefault(name, []).append(row)
+        return row
 
-    def _anneal(self, model: pj.Product, params: Any, z: jax.Array) -> pj.evidence.LogZ:
-        config, key = self.config, jax.random.key(0)
-        base = pj.evidence.student_t_base(model, z)
-        betas = pj.evidence.linear_betas(config.ais_steps)
-        return pj.evidence.ais(key, model, params, base, betas, config.ais_chains)
+    def anneal(self, model: pj.Product, params: Any, z: jax.Array, z_test: jax.Array) -> Any:
+        """Return the held-out log-likelihood with log Z by AIS from a base as heavy-tailed."""
+        config = self.config
+        log_z = pj.evidence.ais(
+            jax.random.key(0),
+            model,
+            params,
+            pj.evidence.student_t_base(model, z),
+            pj.evidence.linear_betas(config.ais_steps),
+            config.ais_chains,
+        )
+        return pj.evidence.log_likelihood(model, params, z_test, log_z)
 
 
 RULES = {"exact": "exact gradient", "gibbs": "CD-1, block Gibbs", "hmc": "CD-1, HMC"}
@@ -313,11 +301,14 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     wide = ("gibbs", "hmc") if config.overcompleteness > 1 else ()
     with runs.progress(6 * config.num_seeds + len(wide), "training", "model") as bar:
 
-        def done(name: str, params: Any, start: float, num_experts: int, seed: int) -> None:
-            seconds, model = time.perf_counter() - start, learner.model(num_experts)
-            judge.add(name, model, params, white, z_test, seconds, seed)
+        def score(params: Any) -> float:
+            model = learner.model(size)
+            log_z = pj.exact.log_z(model, params)
+            return float(pj.evidence.log_likelihood(model, params, z_test, log_z).mean)
+
+        def done(name: str, row: dict[str, Any]) -> None:
             bar.update()
-            bar.set_postfix({name: f"{judge.models[name][-1]['log_likelihood']:.2f}"})
+            bar.set_postfix({name: f"{row.get('fitted', row.get('as_trained')):.2f}"})
 
         for seed in range(config.num_seeds):
             if seed:
@@ -327,20 +318,38 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             judge.add_gaussian(z_test)
             for name, basis in BASES.items():
                 start = time.perf_counter()
-                params = learner.fit_marginals(basis(z, seed), z, seed)
-                done(name, params, start, size, seed)
+                w = basis(z, seed)
+                row = judge.add_filters(name, w, white, z_test, time.perf_counter() - start)
+                row["fitted"] = score(learner.fit_marginals(w, z, seed))
+                done(name, row)
             for rule, name in RULES.items():
                 start = time.perf_counter()
-                done(name, learner.fit(rule, size, z, seed), start, size, seed)
+                params = learner.fit(rule, size, z, seed)
+                w = ica.directions(params)
+                row = judge.add_filters(name, w, white, z_test, time.perf_counter() - start)
+                row["as_trained"] = row["fitted"] = score(params)
+                if rule != "exact":
+                    row["fitted"] = score(learner.fit_marginals(w, z, seed))
+                else:
+                    for key, leaf in (("scales", "log_scale"), ("exponents", "log_exponent")):
+                        values = np.exp(np.asarray(params["student"][leaf]))
+                        row[key] = [float(q) for q in np.quantile(values, (0, 0.5, 1))]
+                done(name, row)
             if seed:
                 continue
             for rule in wide:
+                name = f"{RULES[rule]}, {config.overcompleteness}x"
                 start, count = time.perf_counter(), config.overcompleteness * size
                 params = learner.fit(rule, count, z, seed)
-                done(f"{RULES[rule]}, {config.overcompleteness}x", params, start, count, seed)
+                w = ica.directions(params)
+                row = judge.add_filters(name, w, white, z_test, time.perf_counter() - start)
+                found = judge.anneal(learner.model(count), params, z, z_test)
+                row["as_trained"], row["ess"] = float(found.mean), float(found.ess)
+                row["interval"] = [float(found.ci_low), float(found.ci_high)]
+                done(name, row)
             results["gibbs_chain_steps_per_second"] = {
                 str(n): round(gibbs_speed(learner.model(n), learner.random(n, seed), z))
-                for n in {size, config.overcompleteness * size}
+                for n in sorted({size, config.overcompleteness * size})
             }
     results |= {"models": judge.models, "machine": runs.machine()}
     runs.write_json(workdir / "results.json", results)
