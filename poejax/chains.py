@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax.kernels import BlockGibbs
-from poejax.types import Array, Event, Kernel, Params, PyTree
+from poejax.types import Array, Event, Kernel, ModelKernel, Params, PyTree
 
 ObserveFn = Callable[[Params, Any, Any], PyTree]
 """`(params, state, info) -> statistics` of one chain after one step."""
@@ -88,7 +87,7 @@ class History:
 
 def init(
     rng_key: Array,
-    kernel: BlockGibbs,
+    kernel: ModelKernel,
     params: Params,
     num_chains: int,
     x: Event | None = None,

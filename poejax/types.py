@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+
+if TYPE_CHECKING:
+    from poejax.product import Product
 
 Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
@@ -18,17 +21,38 @@ Latent: TypeAlias = Any
 """One value of an expert's latent variables; `()` for an expert that has none."""
 
 
-class GibbsState(NamedTuple):
-    """What the next sweep needs: the visible event, and the mask of sites it must not move."""
+class ChainState(NamedTuple):
+    """What the next step needs: the visible event, and the mask of sites it must not move.
+
+    No log density or gradient: the parameters may change between two steps.
+    """
 
     x: Event
     clamp: PyTree = None
+
+
+GibbsState: TypeAlias = ChainState
 
 
 class GibbsInfo(NamedTuple):
     """What a sweep leaves behind: the latents that generated the new visible event."""
 
     z: Latent
+
+
+class MetropolisInfo(NamedTuple):
+    """The acceptance probability and decision of a proposal, one of each per proposal."""
+
+    acceptance_rate: Array
+    is_accepted: Array
+
+
+class HMCInfo(NamedTuple):
+    """As MetropolisInfo; divergent if the trajectory's energy error is beyond 1000 nats or NaN."""
+
+    acceptance_rate: Array
+    is_accepted: Array
+    is_divergent: Array
 
 
 class EstimatorInfo(NamedTuple):
@@ -47,6 +71,13 @@ class Kernel(Protocol):
     def init(self, rng_key: Array, params: Params, x: Event, clamp: PyTree = None) -> Any: ...
 
     def step(self, rng_key: Array, params: Params, state: Any) -> tuple[Any, Any]: ...
+
+
+class ModelKernel(Kernel, Protocol):
+    """A kernel that names the model it samples."""
+
+    @property
+    def model(self) -> Product: ...
 
 
 class Estimator(Protocol):

@@ -89,7 +89,9 @@ def ais(
       base: a proper base, e.g. from `base_rate`.
       betas: inverse temperatures from 0 to 1, not decreasing, [T + 1].
       num_chains: number of independent chains, at least 2 for a standard error.
-      kernel: builds the transition kernel from the path's product; `block_gibbs` when None.
+      kernel: builds the transition kernel from the path's product; `block_gibbs` when None. A
+        function is compared by identity: define it once (`def by_hmc(path): return
+        kernels.hmc(path, 0.1)`), since a lambda written in the call compiles anew every time.
 
     Returns:
       LogZ, with standard error, effective sample size, 95 % interval and log weights.
@@ -129,8 +131,8 @@ def reverse_ais(
       base: a proper base, e.g. from `base_rate`.
       betas: inverse temperatures from 0 to 1, as for `ais`; they are walked backwards, [T + 1].
       x: independent samples of the model, one per chain, [num_chains, ...].
-      kernel: builds the transition kernel from the path's product, reversible as `block_gibbs` is
-        in x; `block_gibbs` when None.
+      kernel: builds the transition kernel from the path's product; `block_gibbs` when None. It
+        must be reversible in x, as all of `kernels` are.
 
     Returns:
       LogZ.

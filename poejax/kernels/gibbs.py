@@ -1,4 +1,4 @@
-"""Transition kernels that leave a product of experts invariant."""
+"""Block Gibbs: latents given the visible units, then visible units given the latents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import jax
 
 from poejax.product import Product
-from poejax.types import Array, Event, GibbsInfo, GibbsState, Params, PyTree
+from poejax.types import Array, ChainState, Event, GibbsInfo, Params, PyTree
 from poejax.units.base import as_float
 
 
@@ -17,7 +17,7 @@ class BlockGibbs:
 
     model: Product
 
-    def init(self, rng_key: Array, params: Params, x: Event, clamp: PyTree = None) -> GibbsState:
+    def init(self, rng_key: Array, params: Params, x: Event, clamp: PyTree = None) -> ChainState:
         """Return the state of a chain at `x`.
 
         Args:
@@ -30,11 +30,11 @@ class BlockGibbs:
         del rng_key, params
         if clamp is not None:
             self.model.visible.check_mask("clamp", clamp)
-        return GibbsState(jax.tree.map(as_float, x), clamp)
+        return ChainState(jax.tree.map(as_float, x), clamp)
 
     def step(
-        self, rng_key: Array, params: Params, state: GibbsState
-    ) -> tuple[GibbsState, GibbsInfo]:
+        self, rng_key: Array, params: Params, state: ChainState
+    ) -> tuple[ChainState, GibbsInfo]:
         """Draw the latents, then the visible sites that are not clamped."""
         latent_key, visible_key = jax.random.split(rng_key)
         z = self.model.sample_latent(latent_key, params, state.x)
@@ -45,7 +45,7 @@ class BlockGibbs:
             x = visible.sample_clamped(visible_key, field, state.x, state.clamp)
         # A chain keeps the dtype it started in, whatever the precision of the parameters.
         x = jax.tree.map(lambda new, old: new.astype(old.dtype), x, state.x)
-        return GibbsState(x, state.clamp), GibbsInfo(z)
+        return ChainState(x, state.clamp), GibbsInfo(z)
 
 
 def block_gibbs(model: Product) -> BlockGibbs:
@@ -59,6 +59,26 @@ def block_gibbs(model: Product) -> BlockGibbs:
     Returns:
       A kernel for one chain; `chains.run` runs many.
 
+    Raises:
+      ValueError: if an expert is opaque: only its density is known.
+
     Source: Geman & Geman (1984); for products of experts, Hinton (2002), section 2.
     """
+    if model.is_opaque:
+        raise ValueError(
+            f"block_gibbs: only the density is known of the experts {_opaque(model)}; sample the "
+            "product with kernels.mala or kernels.hmc (real visible units), or with "
+            "kernels.gibbs_with_gradients (discrete visible units)"
+        )
     return BlockGibbs(model)
+
+
+def _opaque(model: Product, prefix: str = "") -> list[str]:
+    """Return the paths of the opaque experts, e.g. "target.energy" in a nested product."""
+    paths = []
+    for name, expert in model.items:
+        if isinstance(expert, Product):
+            paths += _opaque(expert, f"{prefix}{name}.")
+        elif expert.is_opaque:
+            paths.append(f"{prefix}{name}")
+    return paths

@@ -1,0 +1,259 @@
+"""Langevin and Hamiltonian Monte Carlo, for real visible units; blackjax takes the steps."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from poejax import _checks
+from poejax.product import Product
+from poejax.types import Array, ChainState, Event, HMCInfo, MetropolisInfo, Params, PyTree
+from poejax.units import Joint, StandardGaussian, Unit
+from poejax.units.base import as_float
+from poejax.units.gaussian import QuadraticUnit
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientKernel(abc.ABC):
+    """What MALA and HMC share: a step size, and clamping by conditioning."""
+
+    model: Product
+    step_size: float
+
+    def init(self, rng_key: Array, params: Params, x: Event, clamp: PyTree = None) -> ChainState:
+        """Return the state of a chain at `x`, in float32 or wider.
+
+        Args:
+          rng_key: unused, for the interface.
+          params: unused, for the interface.
+          x: one visible event.
+          clamp: boolean mask, one entry per site ([D], a dict for joint blocks): True keeps that
+            site of `x` for ever, and the others follow their conditional given it.
+        """
+        del rng_key, params
+        if clamp is not None:
+            self.model.visible.check_mask("clamp", clamp)
+        x = jax.tree.map(as_float, x)
+        # One dtype for all blocks, and none in which a small step would round to no step.
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(x))
+        return ChainState(_cast(x, dtype), clamp)
+
+    def step(self, rng_key: Array, params: Params, state: ChainState) -> tuple[ChainState, Any]:
+        """Propose a move of the sites that are not clamped, and accept or reject it."""
+        return self.step_by(rng_key, params, state, self.step_size)
+
+    @abc.abstractmethod
+    def step_by(
+        self, rng_key: Array, params: Params, state: ChainState, step_size: Array | float
+    ) -> tuple[ChainState, Any]:
+        """Take a step of another size, which may be traced: a new one compiles nothing."""
+
+    def log_density(self, params: Params, state: ChainState) -> Callable[[Event], Array]:
+        """Return the log density as a function of x, constant in the clamped sites.
+
+        Those then feel no force. They drift as free particles, which adds the same to both sides
+        of the acceptance ratio, and are put back after the step.
+        """
+        return lambda x: self.model.log_density(params, _hold(state, x))
+
+
+@dataclasses.dataclass(frozen=True)
+class MALA(GradientKernel):
+    """Metropolis-adjusted Langevin steps. Build with `mala`."""
+
+    def step_by(
+        self, rng_key: Array, params: Params, state: ChainState, step_size: Array | float
+    ) -> tuple[ChainState, MetropolisInfo]:
+        blackjax = import_blackjax()
+        log_density, dtype = self.log_density(params, state), _dtype(state)
+        # blackjax draws this noise in the default dtype, which is wider than the chain's where
+        # float32 chains run under x64; a chain keeps the dtype it started in.
+        start = blackjax.mala.init(_cast(state.x, jnp.result_type(float)), log_density)
+        step_size = jnp.asarray(step_size, jnp.result_type(float))
+        end, info = blackjax.mala.build_kernel()(rng_key, start, log_density, step_size)
+        x = _hold(state, _cast(end.position, dtype))
+        return ChainState(x, state.clamp), MetropolisInfo(info.acceptance_rate, info.is_accepted)
+
+
+@dataclasses.dataclass(frozen=True)
+class HMC(GradientKernel):
+    """Hamiltonian trajectories of a fixed number of leapfrog steps. Build with `hmc`.
+
+    inverse_mass: its diagonal, in the order in which JAX flattens an event; 1 when None.
+    """
+
+    num_leapfrog: int
+    jitter: float
+    inverse_mass: tuple[float, ...] | None
+
+    def step_by(
+        self, rng_key: Array, params: Params, state: ChainState, step_size: Array | float
+    ) -> tuple[ChainState, HMCInfo]:
+        blackjax = import_blackjax()
+        jitter_key, step_key = jax.random.split(rng_key)
+        log_density, dtype = self.log_density(params, state), _dtype(state)
+        start = blackjax.hmc.init(state.x, log_density)
+        scale = jax.random.uniform(jitter_key, (), dtype, 1 - self.jitter, 1 + self.jitter)
+        step_size = jnp.asarray(step_size, dtype) * scale
+        end, info = blackjax.hmc.build_kernel()(
+            step_key, start, log_density, step_size, self._metric(dtype), self.num_leapfrog
+        )
+        x = _hold(state, end.position)
+        info = HMCInfo(info.acceptance_rate, info.is_accepted, info.is_divergent)
+        return ChainState(x, state.clamp), info
+
+    def _metric(self, dtype: Any) -> Any:
+        metrics = import_blackjax().mcmc.metrics
+        size = self.model.visible.num_linear
+        inverse_mass = jnp.asarray(self.inverse_mass or (1.0,) * size, dtype)
+
+        def kinetic_energy(momentum: Event, position: Event | None = None) -> Array:
+            # A sum, not a dot, whose operands accelerators would round.
+            flat, _ = ravel_pytree(momentum)
+            return 0.5 * jnp.sum(inverse_mass * flat**2)
+
+        return metrics.gaussian_euclidean(inverse_mass)._replace(kinetic_energy=kinetic_energy)
+
+
+def mala(model: Product, step_size: float) -> MALA:
+    """Metropolis-adjusted Langevin algorithm: one gradient step with noise, then accept or reject.
+
+    x' = x + ε ∇log f(x) + √(2ε) ξ, ξ ~ N(0, I), f = exp(log_density);
+    accepted with probability min(1, f(x') q(x | x') / (f(x) q(x' | x)))
+
+    Needs the density only, so it samples opaque experts too. The acceptance makes it exact at any
+    step size; its info holds acceptance_rate and is_accepted. Reversible in x.
+
+    Args:
+      model: a product over real visible units (GaussianDiag, Gaussian, or a Joint of those).
+      step_size: ε > 0, in squared units of x; `tune_step_size` finds one. Acceptance near 0.57 is
+        best in many dimensions.
+
+    Returns:
+      A kernel for one chain; `chains.run` runs many.
+
+    Raises:
+      ValueError: if units are not real or `step_size` is not positive.
+      ImportError: if blackjax is not installed: pip install 'poejax[sampling]'.
+
+    Source: Roberts & Tweedie (1996); the rate: Roberts & Rosenthal (1998).
+    """
+    _check_real("mala", model)
+    import_blackjax()
+    return MALA(model, _positive("step_size", step_size))
+
+
+def hmc(
+    model: Product,
+    step_size: float,
+    num_leapfrog: int = 10,
+    jitter: float = 0.2,
+    inverse_mass: PyTree = None,
+) -> HMC:
+    """Hamiltonian Monte Carlo: follow the gradient with momentum, then accept or reject.
+
+    H(x, p) = -log f(x) + ½ pᵀM⁻¹p, f = exp(log_density), p ~ N(0, M) anew at every step;
+    the end of `num_leapfrog` leapfrog steps of size ε u, u ~ U[1 - jitter, 1 + jitter], is
+    accepted with probability min(1, exp(-ΔH))
+
+    Needs the density only, so it samples opaque experts too. The acceptance makes it exact at any
+    step size; its info holds acceptance_rate, is_accepted and is_divergent. Reversible in x.
+
+    Args:
+      model: a product over real visible units (GaussianDiag, Gaussian, or a Joint of those).
+      step_size: ε > 0, in units of x (over √inverse_mass); `tune_step_size` finds one. Acceptance
+        near 0.65 is best in many dimensions.
+      num_leapfrog: gradients per step, at least 1.
+      jitter: in [0, 1). Without it a trajectory as long as a period of the motion comes back to
+        where it began, every time.
+      inverse_mass: diagonal of M⁻¹, an array (a dict for joint blocks) shaped as an event, of
+        positive numbers such as each site's variance; 1 when None. It is part of the kernel, so
+        another one compiles anew.
+
+    Returns:
+      A kernel for one chain; `chains.run` runs many.
+
+    Raises:
+      ValueError: if units are not real or an argument is out of range.
+      ImportError: if blackjax is not installed: pip install 'poejax[sampling]'.
+
+    Source: Duane et al. (1987); Neal (2011), MCMC using Hamiltonian dynamics. The rate: Beskos et
+    al. (2013).
+    """
+    _check_real("hmc", model)
+    import_blackjax()
+    return HMC(
+        model,
+        _positive("step_size", step_size),
+        _checks.positive_int("num_leapfrog", num_leapfrog),
+        _checks.fraction("jitter", jitter),
+        None if inverse_mass is None else _diagonal(model.visible, inverse_mass),
+    )
+
+
+def import_blackjax() -> Any:
+    """Return the blackjax package, or say how to install it."""
+    try:
+        return importlib.import_module("blackjax")
+    except ImportError as error:
+        raise ImportError(
+            "kernels.mala, kernels.hmc and kernels.tune_step_size need the blackjax package: "
+            "pip install 'poejax[sampling]'"
+        ) from error
+
+
+def _hold(state: ChainState, x: Event) -> Event:
+    return x if state.clamp is None else jax.tree.map(jnp.where, state.clamp, state.x, x)
+
+
+def _cast(x: Event, dtype: Any) -> Event:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), x)
+
+
+def _dtype(state: ChainState) -> Any:
+    return jnp.result_type(*jax.tree.leaves(state.x))
+
+
+def _is_real(unit: Unit) -> bool:
+    if isinstance(unit, Joint):
+        return all(_is_real(block) for block in unit.blocks.values())
+    return isinstance(unit, (QuadraticUnit, StandardGaussian))
+
+
+def _check_real(name: str, model: Product) -> None:
+    if not _is_real(model.visible):
+        raise ValueError(
+            f"{name}: expected real visible units (GaussianDiag, Gaussian or a Joint of those), "
+            f"got {model.visible}; for discrete units use kernels.gibbs_with_gradients"
+        )
+
+
+def _positive(name: str, value: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number fixed at compile time, got {value!r}") from None
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name}: expected a positive finite number, got {value}")
+    return number
+
+
+def _diagonal(visible: Unit, inverse_mass: PyTree) -> tuple[float, ...]:
+    inverse_mass = jax.tree.map(
+        np.asarray, inverse_mass, is_leaf=lambda leaf: not isinstance(leaf, dict)
+    )
+    visible.check("inverse_mass", jax.tree.map(lambda leaf: leaf[None], inverse_mass))
+    # As `ravel_pytree` orders them, which is the order of blackjax's momenta.
+    flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(inverse_mass)])
+    if not (flat > 0).all():
+        raise ValueError(f"inverse_mass: expected positive numbers, got {flat.min():g}")
+    return tuple(flat.tolist())
