@@ -13,7 +13,7 @@ import optax
 
 from poejax import _checks
 from poejax.product import Product
-from poejax.types import Array, Estimator, EstimatorInfo, Event, Params, PyTree
+from poejax.types import Array, Estimator, EstimatorInfo, Event, LossInfo, Params, PyTree
 
 Preprocess = Callable[[Array, PyTree], Event]
 """`(rng_key, rows) -> events`: how stored rows become events, e.g. `datasets.stochastic`."""
@@ -38,7 +38,7 @@ class TrainState(NamedTuple):
 class Metrics(NamedTuple):
     """What each step saw, [num_steps] each; the densities in `info` are unnormalised."""
 
-    info: EstimatorInfo
+    info: EstimatorInfo | LossInfo
     grad_norm: Array
 
 

@@ -62,6 +62,12 @@ class EstimatorInfo(NamedTuple):
     model_log_density: Array
 
 
+class LossInfo(NamedTuple):
+    """The mean over the batch of the loss that a gradient is of, []; it is no likelihood."""
+
+    loss: Array
+
+
 class Kernel(Protocol):
     """A Markov chain on one visible event that leaves exp(log_density(params, x)) invariant.
 
@@ -81,10 +87,10 @@ class ModelKernel(Kernel, Protocol):
 
 
 class Estimator(Protocol):
-    """A rule for the gradient of the mean negative log-likelihood of a batch."""
+    """A rule for the gradient of a loss to minimise: the negative log-likelihood, or a stand-in."""
 
     def init(self, rng_key: Array, params: Params, data: Event) -> PyTree: ...
 
     def grad(
         self, rng_key: Array, params: Params, state: PyTree, batch: Event
-    ) -> tuple[Params, PyTree, EstimatorInfo]: ...
+    ) -> tuple[Params, PyTree, EstimatorInfo | LossInfo]: ...

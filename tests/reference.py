@@ -5,7 +5,8 @@
 A side (visible or hidden) is a tuple of blocks; an event is its flat statistic vector, one-hot
 units written out. Discrete sides are enumerated. Real units are enumerated too, on a uniform grid
 whose log spacing is the log weight of a state: for Gaussians the trapezoidal rule converges like
-exp(-2π² sd²/h²), so that a spacing of half a standard deviation is exact in float64.
+exp(-2π² sd²/h²), so that a spacing of half a standard deviation is exact in float64. Rectified
+units end at zero, where that rule would fail: they have Gauss-Legendre nodes and weights instead.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from statistics import NormalDist
 
 import numpy as np
 
-REAL_KINDS = ("gaussian_diag", "standard_gaussian")
+REAL_KINDS = ("gaussian_diag", "standard_gaussian", "relu")
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """`size` units of one kind: bernoulli, spin, categorical, gaussian_diag, standard_gaussian."""
+    """`size` units: bernoulli, spin, categorical, gaussian_diag, standard_gaussian or relu."""
 
     kind: str
     size: int
@@ -55,6 +56,9 @@ def unit_states(block, limit=32.0, spacing=0.4):
         return np.array([[-1.0], [1.0]]), np.zeros(2)
     if block.kind == "categorical":
         return np.eye(block.num_classes), np.zeros(block.num_classes)
+    if block.kind == "relu":
+        node, weight = np.polynomial.legendre.leggauss(96)
+        return limit / 2 * (node[:, None] + 1), np.log(limit / 2 * weight)
     grid = np.arange(-limit, limit + spacing / 2, spacing)
     return grid[:, None], np.full(len(grid), math.log(spacing))
 
@@ -198,7 +202,8 @@ def random_events(rng, side, count):
     for block in side:
         for _ in range(block.size):
             if block.kind in REAL_KINDS:
-                columns.append(rng.normal(size=(count, 1)))
+                drawn = rng.normal(size=(count, 1))
+                columns.append(np.abs(drawn) if block.kind == "relu" else drawn)
             else:
                 states, _ = unit_states(block)
                 columns.append(states[rng.integers(len(states), size=count)])

@@ -39,6 +39,7 @@ HIDDEN = {
     "spin": units.Spin(3),
     "categorical": units.Categorical(2, 3),
     "gaussian": units.StandardGaussian(2),
+    "relu": units.ReLU(2),
     "joint": MIXED,
 }
 REALS = units.GaussianDiag(2)

@@ -21,6 +21,7 @@ ALL = {
     "categorical": units.Categorical(2, 3),
     "gaussian_diag": units.GaussianDiag(3),
     "standard_gaussian": units.StandardGaussian(3),
+    "relu": units.ReLU(3),
     "joint": units.Joint(
         pixels=units.Spin(2), label=units.Categorical(1, 3), scores=units.GaussianDiag(2)
     ),
@@ -102,6 +103,9 @@ def variances(unit, field):
         return 1 / np.asarray(field["precision"], float)
     if isinstance(unit, units.StandardGaussian):
         return np.ones(unit.size)
+    if isinstance(unit, units.ReLU):
+        mean, eta = np.asarray(unit.mean(field), float), np.asarray(field, float)
+        return 1 - mean * (mean - eta)
     mean = np.asarray(unit.mean(field), float).reshape(-1)
     return 1 - mean**2 if isinstance(unit, units.Spin) else mean * (1 - mean)
 
@@ -184,7 +188,7 @@ def test_gaussian_log_partition_is_the_integral(unit):
 
 
 def test_continuous_units_have_no_states():
-    for unit in (units.GaussianDiag(2), units.StandardGaussian(2), ALL["joint"]):
+    for unit in (units.GaussianDiag(2), units.StandardGaussian(2), units.ReLU(2), ALL["joint"]):
         assert unit.num_states is None
         with pytest.raises(ValueError, match="is continuous"):
             unit.states()
@@ -213,6 +217,7 @@ BAD = [
     (units.Categorical(2, 3), np.zeros((1, 6)), r"x: expected shape \(N, 2, 3\)"),
     (units.GaussianDiag(2), np.array([[np.inf, 0.0]]), "x: expected finite values"),
     (units.StandardGaussian(2), np.zeros((1, 3)), r"x: expected shape \(N, 2\)"),
+    (units.ReLU(2), np.array([[0.0, -0.5]]), r"x: expected values >= 0 for ReLU.*in \[-0.5, 0\]"),
     (DISCRETE["joint"][0], np.zeros((1, 6)), r"x: expected a dict of \['a', 'b', 'c'\]"),
     (DISCRETE["joint"][0], {"a": np.zeros((1, 2))}, r"x: expected a dict of .*, got \['a'\]"),
     (

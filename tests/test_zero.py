@@ -15,6 +15,7 @@ UNITS = [
     pj.units.Spin(3),
     pj.units.Categorical(2, 3),
     pj.units.StandardGaussian(3),
+    pj.units.ReLU(3),
     pj.units.GaussianDiag(3),
     pj.units.Gaussian(3),
 ]

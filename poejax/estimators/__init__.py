@@ -1,4 +1,4 @@
-"""Learning rules: where the model's samples come from."""
+"""Learning rules: where the model's samples come from, or how to do without."""
 
 from poejax.estimators.centered import centered
 from poejax.estimators.common import surrogate
@@ -6,15 +6,26 @@ from poejax.estimators.contrastive import cd, pcd
 from poejax.estimators.discriminative import blend, discriminative
 from poejax.estimators.exact import exact
 from poejax.estimators.missing import Incomplete, imputed
+from poejax.estimators.neighbours import (
+    minimum_probability_flow,
+    pseudo_likelihood,
+    ratio_matching,
+)
+from poejax.estimators.score_matching import denoising_score_matching, score_matching
 
 __all__ = [
     "Incomplete",
     "blend",
     "cd",
     "centered",
+    "denoising_score_matching",
     "discriminative",
     "exact",
     "imputed",
+    "minimum_probability_flow",
     "pcd",
+    "pseudo_likelihood",
+    "ratio_matching",
+    "score_matching",
     "surrogate",
 ]

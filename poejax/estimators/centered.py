@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from poejax import _checks
 from poejax.experts import Bias, HiddenBank
 from poejax.product import Product
-from poejax.types import Array, Estimator, EstimatorInfo, Event, Params
+from poejax.types import Array, Estimator, EstimatorInfo, Event, LossInfo, Params
 
 
 class CenteredState(NamedTuple):
@@ -38,7 +38,7 @@ class Centered:
 
     def grad(
         self, rng_key: Array, params: Params, state: CenteredState, batch: Event
-    ) -> tuple[Params, CenteredState, EstimatorInfo]:
+    ) -> tuple[Params, CenteredState, EstimatorInfo | LossInfo]:
         """Estimate the gradient from a batch [B, ...], move the offsets, centre the gradient."""
         grads, inner, info = self.estimator.grad(rng_key, params, state.inner, batch)
         old, new = (state.visible_offset, state.hidden_offsets), self._means(params, batch)

@@ -30,7 +30,7 @@ class HiddenBank(Expert):
     Args:
       visible: the visible units.
       hidden: hidden units with a proper base measure: Bernoulli, Spin, Categorical,
-        StandardGaussian, or a Joint of these.
+        StandardGaussian, ReLU, or a Joint of these.
       init_scale: standard deviation of the initial weights; 0.01 as in Hinton (2010), section 8.
       compute_dtype: "bfloat16" rounds the operands of matrix products, forward and backward, on
         TPU and GPU (a CPU has no such unit and stays in float32); they accumulate, and everything
@@ -52,7 +52,7 @@ class HiddenBank(Expert):
         if not self.hidden.has_proper_base:
             raise ValueError(
                 f"hidden: expected units with a proper base measure, got {self.hidden}; "
-                "for real hidden units use StandardGaussian"
+                "for real hidden units use StandardGaussian or ReLU"
             )
 
     @property

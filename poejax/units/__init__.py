@@ -5,6 +5,7 @@ from poejax.units.discrete import Bernoulli, Categorical, Spin
 from poejax.units.gaussian import GaussianDiag, StandardGaussian
 from poejax.units.gaussian_full import Gaussian
 from poejax.units.joint import Joint
+from poejax.units.relu import ReLU
 
 __all__ = [
     "Bernoulli",
@@ -12,6 +13,7 @@ __all__ = [
     "Gaussian",
     "GaussianDiag",
     "Joint",
+    "ReLU",
     "Spin",
     "StandardGaussian",
     "Unit",

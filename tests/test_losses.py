@@ -1,0 +1,467 @@
+"""Losses without samples: zero at the truth, against NumPy, consistent, refused where wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from jax.flatten_util import ravel_pytree
+from scipy import optimize
+
+import poejax as pj
+from poejax import diagnostics, estimators, training, units
+from poejax.estimators.score_matching import DenoisingScoreMatching, ScoreMatching
+from poejax.experts import Bias, HiddenBank
+
+
+def bank_over(visible, hidden=None):
+    bank = HiddenBank(visible, hidden or units.Bernoulli(2))
+    return pj.product(visible, bias=Bias(visible), hidden=bank)
+
+
+BINARY = bank_over(units.Bernoulli(4))
+SPIN = bank_over(units.Spin(3))
+ONE_HOT = bank_over(units.Categorical(2, 3))
+REAL = pj.models.gaussian_rbm(2, 3)
+DISCRETE = {
+    "pseudo": estimators.pseudo_likelihood(BINARY),
+    "pseudo-spin": estimators.pseudo_likelihood(SPIN),
+    "pseudo-one-hot": estimators.pseudo_likelihood(ONE_HOT),
+    "flow": estimators.minimum_probability_flow(BINARY),
+    "flow-spin": estimators.minimum_probability_flow(SPIN),
+    "flow-one-hot": estimators.minimum_probability_flow(ONE_HOT),
+    "ratio": estimators.ratio_matching(BINARY),
+    "ratio-spin": estimators.ratio_matching(SPIN),
+}
+NOISE = 0.6
+CONTINUOUS = {
+    "exact": estimators.score_matching(REAL),
+    "sliced": estimators.score_matching(REAL, 1),
+    "sliced-gaussian": estimators.score_matching(REAL, 2, "gaussian"),
+    "denoising": estimators.denoising_score_matching(REAL, NOISE),
+}
+
+
+def random_params(model, seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(lambda s: jnp.asarray(scale * rng.normal(size=s.shape), float), shapes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradient(estimator, rng_key, params, x):
+    """Gradient as one vector, and the loss."""
+    grads, state, info = estimator.grad(rng_key, params, (), x)
+    assert state == ()
+    return ravel_pytree(grads)[0], info
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]).astype(float)
+
+
+def expected_loss(estimator, params, weights):
+    """The loss averaged over all events with the given weights, so without noise."""
+    states = estimator.model.visible.states()
+    keys = jax.random.split(jax.random.key(0), len(weights))
+    return weights @ jax.vmap(estimator.loss, (0, None, 0))(keys, params, states)
+
+
+def gradient_at_the_truth(estimator):
+    with jax.enable_x64(True):
+        params = random_params(estimator.model)
+        p = pj.exact.probabilities(estimator.model, params)
+        return flat(jax.jit(jax.grad(lambda q: expected_loss(estimator, q, p)))(params))
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_the_expected_gradient_is_zero_at_the_truth(name):
+    assert np.abs(gradient_at_the_truth(DISCRETE[name])).max() < 1e-12
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_ratios_at_twice_the_inverse_temperature_would_be_seen(name, monkeypatch):
+    right = diagnostics.neighbour_log_ratios
+    monkeypatch.setattr(diagnostics, "neighbour_log_ratios", lambda *args: 2 * right(*args))
+    assert np.abs(gradient_at_the_truth(DISCRETE[name])).max() > 1e-3
+
+
+# The same in NumPy, from a table of log densities.
+
+
+def log_f(vector, model, t):
+    """Log density of events given by their linear statistics [n, M]."""
+    size, num_hidden = model.visible.num_linear, model.experts["hidden"].hidden.size
+    if model == REAL:
+        a, log_precision, b, w = np.split(vector, np.cumsum([size, size, num_hidden]))
+        quadratic = 0.5 * t**2 @ np.exp(log_precision)
+    else:
+        (a, b, w), quadratic = np.split(vector, np.cumsum([size, num_hidden])), 0
+    return t @ a - quadratic + np.logaddexp(0, b + t @ w.reshape(size, num_hidden)).sum(1)
+
+
+def neighbours(unit, t):
+    """All events one site away, [sites, others, M]."""
+    if isinstance(unit, units.Categorical):
+        classes = np.eye(unit.num_classes)
+        return np.array(
+            [
+                [
+                    np.concatenate([t[: i * len(classes)], c, t[(i + 1) * len(classes) :]])
+                    for c in classes
+                    if not np.array_equal(c, t[i * len(classes) : (i + 1) * len(classes)])
+                ]
+                for i in range(unit.size)
+            ]
+        )
+    flips = np.repeat(t[None], len(t), axis=0)
+    flips[np.diag_indices(len(t))] = -t if isinstance(unit, units.Spin) else 1 - t
+    return flips[:, None]
+
+
+def discrete_reference(kind, model, vector, t):
+    total = 0.0
+    for row in t:
+        f = np.exp(log_f(vector, model, row[None]))[0]
+        others = neighbours(model.visible, row)
+        g = np.exp(log_f(vector, model, others.reshape(-1, len(row)))).reshape(others.shape[:2])
+        conditional = f / (f + g.sum(1))
+        total += {
+            "pseudo": -np.log(conditional).sum(),
+            "flow": np.sqrt(g / f).sum(),
+            "ratio": ((1 - conditional) ** 2).sum(),
+        }[kind]
+    return total / len(t)
+
+
+def score_reference(vector, x):
+    """Score [n, D] and its Jacobian [n, D, D] of the Gaussian-Bernoulli machine."""
+    a, log_precision, b, w = np.split(vector, np.cumsum([2, 2, 3]))
+    w, precision = w.reshape(2, 3), np.exp(log_precision)
+    h = 1 / (1 + np.exp(-(b + x @ w)))
+    curvature = np.einsum("ij,nj,kj->nik", w, h * (1 - h), w) - np.diag(precision)
+    return a - precision * x + h @ w.T, curvature
+
+
+def continuous_reference(kind, estimator, vector, x, keys):
+    if kind == "denoising":
+        noise = np.stack([jax.random.normal(k, (2,), float) for k in keys])
+        score, _ = score_reference(vector, x + NOISE * noise)
+        return 0.5 * np.mean(np.sum((score + noise / NOISE) ** 2, axis=1))
+    score, curvature = score_reference(vector, x)
+    trace = np.trace(curvature, axis1=1, axis2=2)
+    if estimator.num_projections is not None:
+        draw = jax.random.normal if estimator.directions == "gaussian" else jax.random.rademacher
+        v = np.stack([draw(k, (estimator.num_projections, 2), float) for k in keys])
+        trace = np.einsum("npi,nij,npj->n", v, curvature, v) / estimator.num_projections
+    return np.mean(0.5 * np.sum(score**2, axis=1) + trace)
+
+
+@pytest.mark.parametrize("name", [*DISCRETE, *CONTINUOUS])
+def test_loss_and_gradient_against_numpy(name):
+    estimator = (DISCRETE | CONTINUOUS)[name]
+    model, key = estimator.model, jax.random.key(3)
+    with jax.enable_x64(True):
+        params = random_params(model, 1)
+        draws = jax.random.split(jax.random.key(4), 5)
+        x = jax.jit(jax.vmap(model.visible.random_event))(draws).astype(float)
+        grads, info = gradient(estimator, key, params, x)
+        keys = pj.chains.chain_keys(key, 5)
+        t = np.asarray(x).reshape(5, -1)
+
+        def loss(vector):
+            if name in CONTINUOUS:
+                return continuous_reference(name, estimator, vector, t, keys)
+            return discrete_reference(name.split("-")[0], model, vector, t)
+
+        # Leaves come in the order of their names; the reference takes the same: a, (λ), b, w.
+        vector = flat(params)
+        assert float(info.loss) == pytest.approx(loss(vector), rel=1e-12)
+        h = 1e-5 * np.eye(len(vector))
+        differences = [(loss(vector + e) - loss(vector - e)) / 2e-5 for e in h]
+        np.testing.assert_allclose(grads, differences, atol=2e-8, rtol=1e-6)
+    assert info._fields == ("loss",)
+
+
+@pytest.mark.parametrize("name", ["pseudo", "pseudo-one-hot", "flow", "ratio"])
+def test_minimising_over_the_full_distribution_finds_the_truth(name):
+    estimator = DISCRETE[name]
+    model = estimator.model
+    with jax.enable_x64(True):
+        p = pj.exact.probabilities(model, random_params(model, 2))
+        start, unflatten = ravel_pytree(random_params(model, 3, 0.1))
+
+        @jax.jit
+        def objective(vector):
+            value = lambda v: expected_loss(estimator, unflatten(v), p)  # noqa: E731
+            return jax.value_and_grad(value)(vector)
+
+        options = {"maxiter": 5000, "gtol": 1e-10, "ftol": 1e-16}
+        found = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+
+        def kl(vector):
+            q = pj.exact.probabilities(model, unflatten(jnp.asarray(vector)))
+            return float(p @ (jnp.log(p) - jnp.log(q)))
+
+        assert kl(start) > 0.05
+        assert kl(found.x) < 1e-6
+
+
+@pytest.mark.parametrize(("name", "centre"), [("pseudo", True), ("flow", False), ("ratio", True)])
+def test_training_on_exact_samples_approaches_the_truth(name, centre):
+    estimator = DISCRETE[name]
+    p = pj.exact.probabilities(BINARY, random_params(BINARY, 2))
+    index = jax.random.categorical(jax.random.key(0), jnp.log(p), shape=(4000,))
+    x = jax.vmap(BINARY.visible.state_at)(index).astype(jnp.uint8)
+    if centre:
+        estimator = estimators.centered(estimator, BINARY)
+    tx = optax.adam(0.02)
+    state = training.init(jax.random.key(1), BINARY, estimator, tx, x)
+
+    def kl(params):
+        return float(p @ (jnp.log(p) - jnp.log(pj.exact.probabilities(BINARY, params))))
+
+    before = kl(state.params)
+    state, metrics = training.train_steps(estimator, tx, state, x, 500, 1500)
+    assert before > 0.2
+    assert kl(state.params) < 0.01
+    assert metrics.info.loss.shape == (1500,)
+
+
+def test_a_few_sites_are_unbiased_for_all():
+    params = random_params(BINARY, 1)
+    x = BINARY.visible.states()[:5]
+    few = estimators.pseudo_likelihood(BINARY, 2)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    draws = jax.vmap(lambda k: gradient(few, k, params, x)[0])(keys)
+    expected = np.asarray(gradient(DISCRETE["pseudo"], keys[0], params, x)[0])
+    z = reference.mean_z_scores(draws, expected)
+    assert np.abs(z).max() < reference.z_threshold(z.size)
+    assert np.abs(reference.mean_z_scores(draws, 0.9 * expected)).max() > 10
+
+
+# Real units.
+
+TRUTH = jax.tree.map(lambda v: 0.7 * v, random_params(REAL, 5))
+NUM_EVENTS = 20_000
+
+
+def exact_events(params, variance=0.0):
+    """Draw from the machine, or from what becomes it when noise of `variance` is added."""
+
+    def log_weight(z):
+        latents = {"bias": (), "hidden": z}
+        field = REAL.visible_field(params, latents)
+        return REAL.latent_log_weight(params, latents) + REAL.visible.log_partition(field), field
+
+    log_p, field = jax.vmap(log_weight)(units.Bernoulli(3).states())
+    index = jax.random.categorical(jax.random.key(0), log_p, shape=(NUM_EVENTS,))
+    noise = jax.random.normal(jax.random.key(1), (NUM_EVENTS, 2))
+    scale = jnp.sqrt(1 / field["precision"] - variance)
+    mean = field["linear"] / field["precision"]
+    return mean[index] + scale[index] * noise
+
+
+def truth_z_scores(estimator, variance=0.0):
+    x = exact_events(TRUTH, variance)
+    keys = jax.random.split(jax.random.key(2), NUM_EVENTS)
+
+    per_event = jax.vmap(lambda key, x: gradient(estimator, key, TRUTH, x[None])[0])
+    return reference.mean_z_scores(per_event(keys, x), 0.0)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_the_score_gradient_averages_to_zero_at_the_truth(name):
+    z = truth_z_scores(CONTINUOUS[name], NOISE**2 if name == "denoising" else 0.0)
+    assert np.abs(z).max() < reference.z_threshold(z.size)
+
+
+class HalfTheTrace(ScoreMatching):
+    def _directions(self, rng_key, x):
+        return super()._directions(rng_key, x) / np.sqrt(2)
+
+
+class NoiseOfAnotherScale(DenoisingScoreMatching):
+    def loss(self, rng_key, params, x):
+        double = DenoisingScoreMatching(self.model, 2 * self.noise_scale)
+        return double.loss(rng_key, params, x)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "variance"),
+    [
+        (HalfTheTrace(REAL, None, "rademacher"), 0.0),
+        (HalfTheTrace(REAL, 1, "rademacher"), 0.0),
+        (NoiseOfAnotherScale(REAL, NOISE), NOISE**2),
+        (CONTINUOUS["denoising"], 0.0),  # learns the blurred density, not that of its data
+    ],
+)
+def test_the_same_statistic_sees_a_wrong_loss(mutant, variance):
+    assert np.abs(truth_z_scores(mutant, variance)).max() > 10
+
+
+@pytest.mark.parametrize("name", ["sliced", "sliced-gaussian"])
+def test_sliced_is_unbiased_for_exact(name):
+    x = exact_events(TRUTH)[:20]
+    keys = jax.random.split(jax.random.key(6), 4000)
+    expected = np.asarray(gradient(CONTINUOUS["exact"], keys[0], TRUTH, x)[0])
+    draws = np.asarray(jax.vmap(lambda k: gradient(CONTINUOUS[name], k, TRUTH, x)[0])(keys))
+    # What does not enter the trace, or its diagonal when v_i² = 1, is the same in every draw.
+    random = draws.std(0) > 1e-4
+    assert random.any()
+    np.testing.assert_allclose(draws[0, ~random], expected[~random], atol=1e-4)
+    z = reference.mean_z_scores(draws[:, random], expected[random])
+    assert np.abs(z).max() < reference.z_threshold(z.size)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_score_matching_of_a_gaussian_inverts_the_sample_covariance(full):
+    visible = units.Gaussian(3) if full else units.GaussianDiag(3)
+    model = pj.product(visible, bias=Bias(visible))
+    rng = np.random.default_rng(0)
+    mixing = np.eye(3) + 0.3 * rng.normal(size=(3, 3))
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.normal(size=(50, 3)) @ mixing + 1.0)
+        start, unflatten = ravel_pytree(random_params(model, 0, 0.1))
+        estimator, key = estimators.score_matching(model), jax.random.key(0)
+
+        def objective(vector):
+            grads, info = gradient(estimator, key, unflatten(jnp.asarray(vector)), x)
+            return float(info.loss), np.asarray(grads)
+
+        found = optimize.minimize(objective, np.asarray(start), jac=True, method="BFGS", tol=1e-9)
+        field = visible.field(unflatten(jnp.asarray(found.x))["bias"]["field"])
+        mean = np.asarray(visible.mean(field))
+    field = jax.tree.map(np.asarray, field)
+    precision = field["rows"].T @ field["rows"] if full else np.diag(field["precision"])
+    covariance = np.cov(np.asarray(x).T, bias=True)
+    expected = np.linalg.inv(covariance if full else np.diag(np.diag(covariance)))
+    np.testing.assert_allclose(precision, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(mean, np.asarray(x).mean(0), rtol=1e-6, atol=1e-6)
+
+
+def kl_on_a_grid(params, other):
+    axis = jnp.linspace(-10, 10, 201)
+    points = jnp.stack(jnp.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    density = jax.vmap(REAL.log_density, (None, 0))
+    log_p, log_q = (jax.nn.log_softmax(density(p, points)) for p in (params, other))
+    return float(jnp.exp(log_p) @ (log_p - log_q))
+
+
+@pytest.mark.parametrize("name", ["exact", "sliced", "denoising"])
+def test_training_on_exact_samples_of_a_real_machine_approaches_the_truth(name):
+    estimator = CONTINUOUS[name]
+    x = exact_events(TRUTH, NOISE**2 if name == "denoising" else 0.0)
+    tx = optax.adam(optax.cosine_decay_schedule(0.03, 1500))
+    state = training.init(jax.random.key(1), REAL, estimator, tx, x)
+    before = kl_on_a_grid(TRUTH, state.params)
+    state, _ = training.train_steps(estimator, tx, state, x, 500, 1500)
+    assert before > 0.2
+    assert kl_on_a_grid(TRUTH, state.params) < 0.01
+
+
+def test_third_derivatives_of_rectified_banks():
+    # Score matching differentiates the log partition three times.
+    visible = units.GaussianDiag(2)
+    model = bank_over(visible, units.ReLU(2))
+    estimator = estimators.score_matching(model)
+    x, key = np.array([[0.3, -8.0], [2.0, 1.0]]), jax.random.key(0)
+    with jax.enable_x64(True):
+        params = random_params(model, 1)
+        vector, unflatten = ravel_pytree(params)
+        x = jnp.asarray(x)
+
+        def loss(vector):
+            return float(gradient(estimator, key, unflatten(vector), x)[1].loss)
+
+        h = 1e-5 * jnp.eye(len(vector))
+        differences = [(loss(vector + e) - loss(vector - e)) / 2e-5 for e in h]
+        found = np.asarray(gradient(estimator, key, params, x)[0])
+        np.testing.assert_allclose(found, differences, rtol=1e-6, atol=1e-7)
+        params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (params, x))
+    single = gradient(estimator, key, params, x)[0]
+    np.testing.assert_allclose(single, found, rtol=1e-4, atol=1e-4)
+
+
+class Opaque(HiddenBank):
+    """A bank that says nothing but its density."""
+
+    is_opaque = True
+    log_joint = latent_log_weight = sample_latent = latent_mean = visible_field = None
+
+
+@pytest.mark.parametrize("name", ["pseudo", "flow", "ratio", "exact", "sliced", "denoising"])
+def test_the_density_is_all_that_is_needed(name):
+    right = (DISCRETE | CONTINUOUS)[name]
+    model = right.model
+    bank = model.experts["hidden"]
+    opaque = Opaque(bank.visible, bank.hidden)
+    opaque = pj.product(bank.visible, bias=Bias(bank.visible), hidden=opaque)
+    params, key = random_params(model), jax.random.key(1)
+    x = jax.vmap(model.visible.random_event)(jax.random.split(key, 5))
+    found = gradient(dataclasses.replace(right, model=opaque), key, params, x)[0]
+    np.testing.assert_allclose(found, gradient(right, key, params, x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_integers_and_low_precision_are_scored_in_float32():
+    params = random_params(REAL, 1)
+    rows = np.array([[1, 2], [0, 3]])
+    for name in ("exact", "denoising"):
+        found = [
+            gradient(CONTINUOUS[name], jax.random.key(0), params, jnp.asarray(rows, dtype))[0]
+            for dtype in (jnp.float32, jnp.uint8, jnp.bfloat16)
+        ]
+        np.testing.assert_array_equal(found[1], found[0])
+        np.testing.assert_array_equal(found[2], found[0])
+
+
+def test_equal_estimators_compile_once(compiles_nothing):
+    x = exact_events(TRUTH)[:64]
+    tx = optax.sgd(0.01)
+
+    def go(estimator, seed):
+        state = training.init(jax.random.key(seed), estimator.model, estimator, tx, x)
+        return training.train_steps(estimator, tx, state, x, 16, 4)
+
+    go(estimators.score_matching(pj.models.gaussian_rbm(2, 3), 1), 0)
+    go(estimators.score_matching(pj.models.gaussian_rbm(2, 3), 1), 1)
+    with compiles_nothing():
+        go(estimators.score_matching(pj.models.gaussian_rbm(2, 3), 1), 2)
+
+
+JOINT = bank_over(units.Joint(a=units.Bernoulli(2), b=units.GaussianDiag(1)))
+DISCRETE_ONLY = "model: expected Bernoulli, Spin or Categorical visible units, got"
+REAL_ONLY = "model: expected GaussianDiag or Gaussian visible units, got"
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: estimators.score_matching(BINARY), REAL_ONLY + " Bernoulli"),
+        (lambda: estimators.score_matching(JOINT), REAL_ONLY + " Joint"),
+        (lambda: estimators.score_matching(bank_over(units.ReLU(2))), REAL_ONLY + " ReLU"),
+        (lambda: estimators.denoising_score_matching(SPIN, 0.1), REAL_ONLY + " Spin"),
+        (lambda: estimators.pseudo_likelihood(REAL), DISCRETE_ONLY + " GaussianDiag"),
+        (lambda: estimators.pseudo_likelihood(JOINT), DISCRETE_ONLY + " Joint"),
+        (lambda: estimators.minimum_probability_flow(REAL), DISCRETE_ONLY),
+        (lambda: estimators.minimum_probability_flow(JOINT), DISCRETE_ONLY),
+        (lambda: estimators.ratio_matching(ONE_HOT), "expected Bernoulli or Spin visible units"),
+        (lambda: estimators.ratio_matching(JOINT), "expected Bernoulli or Spin visible units"),
+        (lambda: estimators.score_matching(REAL, 0), "num_projections: expected an integer of"),
+        (lambda: estimators.score_matching(REAL, 1, "sphere"), "directions: expected one of"),
+        (lambda: estimators.denoising_score_matching(REAL, 0.0), "noise_scale: expected a posi"),
+        (lambda: estimators.denoising_score_matching(REAL, np.inf), "noise_scale: expected a posi"),
+        (lambda: estimators.denoising_score_matching(REAL, "1"), "noise_scale: expected a posi"),
+        (lambda: estimators.pseudo_likelihood(BINARY, 5), "num_sites: expected at most 4, got 5"),
+        (lambda: estimators.pseudo_likelihood(BINARY, 0), "num_sites: expected an integer of at"),
+    ],
+)
+def test_bad_arguments(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
