@@ -6,6 +6,19 @@ Eight heavy-tailed sources are mixed by a random matrix; the mixtures are whiten
 product of Student-t experts learns to take them apart by the exact gradient, by CD-1 (block Gibbs;
 Hamiltonian Monte Carlo) and by score matching. How well is the Amari distance to the mixing matrix.
 Writes config.json, results.json and recovery.png to the working directory.
+
+All rules come as near as FastICA (mean Amari distance over five seeds 0.0064 to 0.0081 against
+0.0072, Student-t; 0.0072 to 0.0087 against 0.0095, Laplace). What they need:
+
+- exact gradient: nothing but exponents above 1/2. Unit directions and free scales leave only order
+  and sign open, so it is well-posed; whitening only makes it quick (without it, condition numbers
+  of 12 to 36 take up to 10,000 updates).
+- CD-1: a learning rate that goes to zero, without which block Gibbs stays near 0.010. Where the
+  directions are right a step leaves independent sources uncorrelated in every odd function, so
+  they are a fixed point whatever the marginals.
+- HMC: a trajectory of about the sources' width, or the signal is weak and learning slow.
+- score matching: exponents held. For Laplace sources, whose density has a kink, it lets the
+  exponents and scales run towards 0.
 """
 
 from __future__ import annotations
@@ -25,7 +38,7 @@ import poejax as pj
 from experiments import ica, runs
 from poejax import plotting, training
 
-SOURCES = ("student_t", "laplace")
+SOURCES = {"student_t": "Student-t", "laplace": "Laplace"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +62,7 @@ class Config:
     learning_rate: float = 0.03
     """Of Adam, lowered to zero along a cosine: without that the noise of the batches stays."""
     hmc_step_size: float = 0.3
-    """Leapfrog step in whitened units; acceptance is about 0.8."""
+    """Leapfrog step in whitened units; acceptance is about 0.94."""
     hmc_leapfrog: int = 10
     """Leapfrog steps per CD step."""
     num_seeds: int = 5
@@ -220,7 +233,7 @@ def draw(config: Config, results: dict[str, Any]) -> Figure:
         right.set_ylabel("Amari distance, median of seeds")
         right.legend(frameon=False, fontsize="small")
         for axes in (left, right):
-            axes.set_title(f"{config.num_sources} {source.replace('_', '-')} sources")
+            axes.set_title(f"{config.num_sources} {SOURCES[source]} sources")
             axes.grid(color="0.9")
             axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -231,7 +244,7 @@ def table(results: dict[str, Any]) -> str:
     lines = []
     for source in SOURCES:
         fastica = np.array(results[source]["FastICA"]["amari"])
-        lines.append(f"\n{source} sources: Amari distance in [0, 1], {len(fastica)} seeds")
+        lines.append(f"\n{SOURCES[source]} sources: Amari distance in [0, 1], {len(fastica)} seeds")
         lines.append(f"{'':<20}{'mean':>9}{'worst':>9}{'minus FastICA':>20}{'seconds':>9}")
         for name, row in results[source].items():
             d = np.array(row["amari"])
