@@ -66,7 +66,9 @@ def draw_filters(filters: Floats, shape: tuple[int, int], title: str) -> Figure:
     return figure
 
 
-def draw_measures(found: Mapping[str, Mapping[str, npt.ArrayLike]], title: str) -> Figure:
+def draw_measures(
+    found: Mapping[str, Mapping[str, npt.ArrayLike]], title: str, place: str = "pixels"
+) -> Figure:
     """Draw where and in which band each filter lives, a panel for every set of filters."""
     columns = min(4, len(found))
     rows = math.ceil(len(found) / columns)
@@ -77,7 +79,7 @@ def draw_measures(found: Mapping[str, Mapping[str, npt.ArrayLike]], title: str) 
         axes.plot(values["spatial"], values["spectral"], "o", markersize=3, alpha=0.6)
         axes.set_xlim(0, most["spatial"])
         axes.set_ylim(0, most["spectral"])
-        axes.set_xlabel("share of pixels")
+        axes.set_xlabel(f"share of {place}")
         axes.set_ylabel("share of frequencies")
         axes.set_title(name, fontsize="medium")
         axes.grid(color="0.9")
@@ -99,7 +101,8 @@ def draw(
         file = "".join(c if c.isalnum() else "_" for c in name.lower())
         plotting.save(draw_filters(columns[:, order], shape, name), folder / f"filters_{file}.png")
     title = f"Participation ratios of filters of {source}"
-    plotting.save(draw_measures(found, title), folder / "measures.png")
+    place = "pixels" if shape[0] > 1 else "samples"
+    plotting.save(draw_measures(found, title, place), folder / "measures.png")
 
 
 def table(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
