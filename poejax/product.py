@@ -65,8 +65,6 @@ class Product(Expert):
 
     def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
         """Return Σ_k log_joint_k(x, z_k), whose integral over z is exp Σ_k log_factors."""
-        if not self.is_opaque:
-            return super().log_joint(params, x, z)
         joints = [combine.log_joint(e, params[n], x, z[n]) for n, e in self.items]
         return jnp.sum(jnp.stack(joints))
 

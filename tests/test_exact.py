@@ -26,7 +26,9 @@ def test_chunks_do_not_change_the_sum_or_its_gradient(random_params, monkeypatch
     model = pj.models.rbm(7, 9)
     params = random_params(model)
     whole = jax.value_and_grad(lambda p: pj.exact.log_z(model, p))(params)
-    monkeypatch.setattr(pj.exact, "_CHUNK_NUMBERS", 9 * 11)  # 12 chunks, the last one part full
+    monkeypatch.setattr(
+        pj.exact.enumeration, "_CHUNK_NUMBERS", 9 * 11
+    )  # 12 chunks, the last one part full
     jax.clear_caches()
     pieces = jax.value_and_grad(lambda p: pj.exact.log_z(model, p))(params)
     jax.clear_caches()
@@ -111,11 +113,23 @@ def test_refusals():
         pj.exact.log_z(big, jax.eval_shape(big.init, jax.random.key(0)))
     with pytest.raises(ValueError, match=r"probabilities: expected at most .*2\*\*784"):
         pj.exact.probabilities(big, None)
-    visible = pj.units.GaussianDiag(2)
-    bank = pj.experts.HiddenBank(visible, pj.units.StandardGaussian(2))
-    real = pj.product(visible, bias=pj.experts.Bias(visible), hidden=bank)
-    with pytest.raises(ValueError, match=r"continuous units on both .*evidence.ais"):
+    visible = pj.units.Gaussian(4)
+    real = pj.product(visible, heavy=pj.experts.StudentT(visible, 5))
+    with pytest.raises(ValueError, match=r"log_z: .* continuous units on both .*evidence.ais"):
         pj.exact.log_z(real, real.init(jax.random.key(0)))
+    with pytest.raises(ValueError, match=r"sample: .* continuous units on both"):
+        pj.exact.sample(jax.random.key(0), real, real.init(jax.random.key(0)))
+    with pytest.raises(ValueError, match="continuous units on both"):
+        pj.exact.method(real)
+
+
+def test_the_method_goes_by_the_model_and_the_budget():
+    assert pj.exact.method(pj.models.rbm(5, 9)) == "visible enumeration"
+    assert pj.exact.method(pj.models.rbm(9, 5)) == "latent enumeration"
+    assert pj.exact.method(pj.models.gaussian_rbm(3, 9)) == "latent enumeration"
+    assert pj.exact.method(pj.models.gaussian_rbm(3, 9), max_states=100) == "quadrature"
+    with pytest.raises(ValueError, match=r"at most 100 states to enumerate, got 2\*\*9"):
+        pj.exact.method(pj.models.gaussian_rbm(4, 9), max_states=100)
 
 
 def test_a_model_without_precision_is_not_normalisable():

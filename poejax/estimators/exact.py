@@ -1,4 +1,4 @@
-"""The exact gradient, by enumeration."""
+"""The exact gradient, from the exact log partition function."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Exact:
 
 
 def exact(model: Product) -> Exact:
-    """Maximum likelihood by the exact gradient, for models small enough to enumerate.
+    """Maximum likelihood by the exact gradient, for models that `exact.method` knows a way for.
 
     grad = -E_data[∂ log f] + ∂ log Z. In its info `model_log_density` holds log Z.
     """

@@ -71,6 +71,10 @@ class Gaussian(Expert):
         log_density = jnp.sum(log_scale - HALF_LOG_2PI - 0.5 * residual**2)
         return (get_beta(params) * log_density)[None]
 
+    def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
+        del z
+        return self.log_factors(params, x)[0]
+
     def latent_log_weight(self, params: Params, z: Latent) -> Array:
         # <field, t(x)> leaves out what does not depend on x: the factor at zero.
         return self.log_factors(params, jnp.zeros(require_real(self.visible).size))[0]

@@ -56,14 +56,22 @@ class GaussianMixture(Expert):
     def log_factors(self, params: Params, x: Event) -> Array:
         return jax.nn.logsumexp(self._log_joints(params, x), axis=-1)
 
+    def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
+        # Through centred residuals, not the field: μᵀΛμ would cancel badly far from zero.
+        return jnp.sum(z * self._log_joints(params, x))
+
     def latent_log_weight(self, params: Params, z: Latent) -> Array:
         at_zero = self._log_joints(params, jnp.zeros(require_real(self.visible).size))
         return jnp.sum(z * at_zero)
 
     def latent_state_at(self, index: Array) -> Latent:
+        if self.num_components == 1:
+            return jnp.ones((self.num_factors, 1))
         return self._choice().state_at(index)
 
     def sample_latent(self, rng_key: Array, params: Params, x: Event) -> Latent:
+        if self.num_components == 1:
+            return jnp.ones_like(self._log_joints(params, x))
         return self._choice().sample(rng_key, self._log_joints(params, x))
 
     def latent_mean(self, params: Params, x: Event) -> Latent:

@@ -64,9 +64,13 @@ class Unigauss(Expert):
     def log_factors(self, params: Params, x: Event) -> Array:
         return jnp.logaddexp(*self._log_joints(params, x))
 
-    def latent_log_weight(self, params: Params, z: Latent) -> Array:
-        silent, speaks = self._log_joints(params, jnp.zeros(require_real(self.visible).size))
+    def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
+        # Through centred residuals, not the field: μᵀΛμ would cancel badly far from zero.
+        silent, speaks = self._log_joints(params, x)
         return jnp.sum((1 - z) * silent + z * speaks)
+
+    def latent_log_weight(self, params: Params, z: Latent) -> Array:
+        return self.log_joint(params, jnp.zeros(require_real(self.visible).size), z)
 
     def latent_state_at(self, index: Array) -> Latent:
         return Bernoulli(self.num_experts).state_at(index)

@@ -75,7 +75,9 @@ class Gaussian(QuadraticUnit):
         return jnp.where(proper, value, jnp.inf)[None]
 
     def mean(self, field: Field) -> Event:
-        return self._least_squares(field, jnp.zeros(self._num_rows(field), field["rows"].dtype))
+        # Not as a draw without noise: a column of zeros has no QR derivative.
+        triangle = _triangle(field["rows"], self.size)
+        return _solve(triangle, _solve(triangle, field["linear"], transpose=True))
 
     def sample(self, rng_key: Array, field: Field) -> Event:
         return self._least_squares(field, self._noise(rng_key, field))

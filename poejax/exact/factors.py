@@ -1,0 +1,32 @@
+"""The experts of nested products as one flat list, with their parameters."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from poejax.experts import Expert, combine
+from poejax.product import Product
+from poejax.types import Array, Params
+
+
+class Factor(NamedTuple):
+    """One expert and where its parameters lie."""
+
+    expert: Expert
+    path: tuple[str, ...]
+
+
+def factors(model: Product) -> list[Factor]:
+    """Return the experts of a product and of the products nested in it, in order."""
+    found = []
+    for name, expert in model.items:
+        inner = factors(expert) if type(expert) is Product else [Factor(expert, ())]
+        found += [Factor(f.expert, (name, *f.path)) for f in inner]
+    return found
+
+
+def params_at(params: Params, path: tuple[str, ...]) -> tuple[Params, Array | None]:
+    """Return an expert's parameters, and whether it is present (None: always)."""
+    for name in path:
+        params = params[name]
+    return combine.split_present(params)
