@@ -162,7 +162,8 @@ def test_natural_images_small(tmp_path):
         assert row["fitted"] > row["as_trained"], rule
         (row,) = models[f"CD-1, {rule}, 2x"]
         low, high = row["interval"]
-        assert low < row["as_trained"] < high
+        assert low < row["fitted"] < high
+        assert row["exponents"] == pytest.approx([0.75] * 3)
         assert 1 < row["ess"] <= natural_images.PRESETS["smoke"].ais_chains
         assert (tmp_path / "figures" / "filters_cd_1__hmc__2x.png").stat().st_size > 5_000
     assert (tmp_path / "figures" / "measures.png").stat().st_size > 20_000
@@ -180,7 +181,11 @@ def test_natural_images_small(tmp_path):
         (natural_images, ["--images", "fake"], "fake.png is no image that Pillow can read"),
         (natural_images, ["--images", "a", "--wav", "b"], "expected one of them at most, got both"),
         (natural_images, ["--num-components", "25"], "num_components: expected 1 to 24"),
-        (natural_images, ["--exponent", "0.5"], "exponent: expected more than 0.5"),
+        (
+            natural_images,
+            ["--exponent", "1.0"],
+            "exponent: expected more than 0.5 * overcompleteness = 1.0",
+        ),
         (source_recovery, ["--degrees", "2"], "degrees: expected more than 2"),
         (source_recovery, ["--num-sources", "1"], "num_sources: expected at least 2, got 1"),
         (source_recovery, ["--num-steps", "5"], "num_steps: expected a multiple of num_reports"),
