@@ -17,6 +17,7 @@ from poejax import (
     kernels,
     mixtures,
     models,
+    propriety,
     types,
     units,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "nn",
     "plotting",
     "product",
+    "propriety",
     "stacks",
     "testing",
     "training",

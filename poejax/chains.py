@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from poejax import _checks
+from poejax import _checks, propriety
 from poejax.types import Array, Event, Kernel, ModelKernel, Params, PyTree
 
 ObserveFn = Callable[[Params, Any, Any], PyTree]
@@ -106,6 +106,10 @@ def init(
 
     Returns:
       Kernel states with a leading chain axis.
+
+    Raises:
+      ValueError: if `x` or `clamp` do not fit, or nothing is clamped and the parameters are known
+        to give no normalisable model.
     """
     _checks.rng_key("rng_key", rng_key)
     _checks.positive_int("num_chains", num_chains)
@@ -119,6 +123,8 @@ def init(
         visible.check("x", x)
         _checks.one_row_per_chain("x", x, num_chains)
     if clamp is None:
+        # Only without a clamp: what is left of an improper model may be proper.
+        propriety.require_proper(kernel.model, params)
         return jax.vmap(lambda key, x: kernel.init(key, params, x))(keys, x)
     if all(jnp.ndim(mask) == 1 for mask in jax.tree.leaves(clamp)):
         visible.check_mask("clamp", clamp)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from poejax import _checks
+from poejax import _checks, propriety
 from poejax.product import Product
 from poejax.types import Array, Estimator, EstimatorInfo, Event, LossInfo, Params, PyTree
 
@@ -69,7 +69,8 @@ def init(
       TrainState at step 0.
 
     Raises:
-      ValueError: if the data are empty, or no events of the model's visible units.
+      ValueError: if the data are empty, or no events of the model's visible units, or if the
+        parameters are known to give no normalisable model.
     """
     _checks.rng_key("rng_key", rng_key)
     _checks.leading_axis("data", data)
@@ -83,6 +84,7 @@ def init(
     else:
         model.check_params(params)
         params = jax.tree.map(jnp.asarray, params)
+    propriety.require_proper(model, params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -120,7 +120,7 @@ def test_an_absent_expert_is_the_factor_one(name, absent, setting):
     here = pj.exact.log_z(model, model.mask(params, **{absent: True}))
     assert float(here) == pytest.approx(float(pj.exact.log_z(model, params)), abs=1e-5)
     if absent == "binary":
-        with pytest.raises(ValueError, match="expected a normalisable model, got log Z = inf"):
+        with pytest.raises(ValueError, match="where no Gaussian factor decays"):
             pj.exact.log_z(model, model.mask(params, full=False))
 
 
@@ -163,9 +163,9 @@ def test_an_indefinite_precision_is_refused(visible):
     for length in (1.0, 1.5):  # precision 1 - length²: flat, then upside down
         params["bank"]["w"] = jnp.array([[length, 0.0], [0.0, 0.3]])
         assert float(jax.jit(lambda p: pj.exact.log_z(model, p))(params)) == np.inf
-        with pytest.raises(ValueError, match=r"log_z \(gaussian\): expected a normalisable"):
+        with pytest.raises(ValueError, match=r"expected a normalisable model"):
             pj.exact.log_z(model, params)
-        with pytest.raises(ValueError, match=r"sample \(gaussian\): expected a normalisable"):
+        with pytest.raises(ValueError, match=r"expected a normalisable model"):
             pj.exact.sample(jax.random.key(0), model, params)
     params["bank"]["w"] = params["bank"]["w"] * 0.6
     assert np.isfinite(pj.exact.log_z(model, params))
@@ -179,7 +179,7 @@ def test_student_t_that_cannot_be_normalised(setting):
         assert float(jax.jit(lambda p: pj.exact.log_z(model, p))(bad)) == np.inf
         with pytest.raises(ValueError, match=r"expected a normalisable model"):
             pj.exact.log_z(model, bad)
-    with pytest.raises(ValueError, match=r"expected a normalisable model, got a NaN draw"):
+    with pytest.raises(ValueError, match="a normalisable model, but no expert decays"):
         pj.exact.sample(jax.random.key(0), model, parallel)
 
 

@@ -135,5 +135,5 @@ def test_the_method_goes_by_the_model_and_the_budget():
 def test_a_model_without_precision_is_not_normalisable():
     visible = pj.units.GaussianDiag(2)
     model = pj.product(visible, hidden=pj.experts.HiddenBank(visible, pj.units.Bernoulli(2)))
-    with pytest.raises(ValueError, match="expected a normalisable model, got log Z = inf"):
+    with pytest.raises(ValueError, match="grow exponentially where no Gaussian"):
         pj.exact.log_z(model, model.init(jax.random.key(0)))

@@ -64,7 +64,7 @@ def test_an_improper_model_gets_no_evidence_from_annealing():
     params = model.init(jax.random.key(0))
     base = pj.evidence.base_rate(model, jax.random.normal(jax.random.key(1), (100, 3)))
     betas = pj.evidence.linear_betas(20)
-    with pytest.raises(ValueError, match="ais: chains of a normalisable model"):
+    with pytest.raises(ValueError, match="params: expected a normalisable model, but experts"):
         pj.evidence.ais(jax.random.key(2), model, params, base, betas, 10)
 
 

@@ -11,7 +11,7 @@ from poejax.evidence.annealing import (
     reverse_ais,
     salakhutdinov_murray_betas,
 )
-from poejax.evidence.base import Base, base_rate
+from poejax.evidence.base import Base, base_rate, gaussian_base, student_t_base
 from poejax.evidence.likelihood import LogLikelihood, log_likelihood
 
 __all__ = [
@@ -24,8 +24,10 @@ __all__ = [
     "ais_result",
     "ais_steps",
     "base_rate",
+    "gaussian_base",
     "linear_betas",
     "log_likelihood",
     "reverse_ais",
     "salakhutdinov_murray_betas",
+    "student_t_base",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks, chains
+from poejax import _checks, chains, propriety
 from poejax.evidence.base import Base
 from poejax.kernels import block_gibbs
 from poejax.product import Product, product
@@ -81,12 +82,15 @@ def ais(
 
     The path is itself a product of experts, base times model, sampled by the same kernel. The
     weights are unbiased for Z; `ais_init`, `ais_steps` and `ais_result` do the same in pieces.
+    Its loop cannot be differentiated in reverse: for the gradient of log Z differentiate
+    `exact.log_z` where states can be enumerated, and otherwise take the mean gradient of
+    `log_density` over samples of the model, as the estimators do.
 
     Args:
       rng_key: one typed key.
       model: the product.
       params: its parameters.
-      base: a proper base, e.g. from `base_rate`.
+      base: a proper base: `base_rate`, `gaussian_base`, or `student_t_base` for heavy tails.
       betas: inverse temperatures from 0 to 1, not decreasing, [T + 1].
       num_chains: number of independent chains, at least 2 for a standard error.
       kernel: builds the transition kernel from the path's product; `block_gibbs` when None. A
@@ -97,7 +101,12 @@ def ais(
       LogZ, with standard error, effective sample size, 95 % interval and log weights.
 
     Raises:
-      ValueError: if `betas` is no path from 0 to 1, or params, base and model do not fit.
+      ValueError: if `betas` is no path from 0 to 1, params, base and model do not fit, or the model
+        is known to be improper.
+
+    Warns:
+      UserWarning: if the base's tails are lighter than the model's: the weights then have infinite
+        variance.
 
     Source: Neal (2001); Salakhutdinov & Murray (2008), section 3.
     """
@@ -166,6 +175,8 @@ def ais_init(
     if base.model.visible != model.visible:
         raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
     model.check_params(params)
+    propriety.require_proper(model, params)
+    _warn_if_base_is_light(model, params, base)
     _check_betas(betas)
     if reverse_from is not None:
         model.visible.check("reverse_from", reverse_from)
@@ -280,6 +291,21 @@ def _ais_steps(
 
     stop = jnp.minimum(state.step + num_steps, last).astype(state.step.dtype)
     return jax.lax.fori_loop(state.step, stop, body, state)
+
+
+def _warn_if_base_is_light(model: Product, params: Params, base: Base) -> None:
+    ours = propriety.total_tails(model, params)
+    theirs = propriety.total_tails(base.model, base.params)
+    if ours is None or theirs is None:
+        return
+    if propriety.sees(theirs.decay, propriety.uncovered(ours)).any():
+        warnings.warn(
+            "base: its Gaussian tails are lighter than the model's, which decays only as a power "
+            "in some direction: the weights have infinite variance and the error bar lies; take "
+            "evidence.student_t_base",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _check_betas(betas: Array) -> None:

@@ -4,29 +4,52 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from poejax import _checks
-from poejax.experts import Bias
+from poejax._strength import PARALLEL
+from poejax.exact import square_student_t
+from poejax.experts import Bias, StudentT
+from poejax.experts.gaussian import require_real
+from poejax.experts.tails import as_float64
 from poejax.product import Product, product
+from poejax.propriety import members
 from poejax.types import Array, Event, Params
+from poejax.units import Gaussian
+
+SampleFn = Callable[[Array, Product, Params], Event]
+"""`(rng_key, model, params) -> event`, exact; compared by identity."""
+
+
+def _sample_without_latents(rng_key: Array, model: Product, params: Params) -> Event:
+    return model.sample_visible(rng_key, params, dict.fromkeys(params, ()))
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["params", "log_z"], meta_fields=["model"]
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "log_z"],
+    meta_fields=["model", "sample_fn"],
 )
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A normalised start of the annealing path: a product without latents, and its log Z."""
+    """A normalised start of the annealing path: a product with its log Z and an exact sampler.
+
+    The default sampler is right for products without latents.
+    """
 
     model: Product
     params: Params
     log_z: Array
+    sample_fn: SampleFn = _sample_without_latents
 
     def sample(self, rng_key: Array) -> Event:
         """Draw one exact event."""
-        return self.model.sample_visible(rng_key, self.params, dict.fromkeys(self.params, ()))
+        return self.sample_fn(rng_key, self.model, self.params)
 
 
 def base_rate(model: Product, data: Event, smoothing: float = 0.05) -> Base:
@@ -46,12 +69,146 @@ def base_rate(model: Product, data: Event, smoothing: float = 0.05) -> Base:
 
     Source: Salakhutdinov & Murray (2008), section 4, with symmetric smoothing.
     """
-    visible = model.visible
-    visible.check("data", data)
+    model.visible.check("data", data)
     if not 0 < smoothing < 1:
         raise ValueError(f"smoothing: expected a number in (0, 1), got {smoothing}")
+    return _fitted(model, data, smoothing)
+
+
+def gaussian_base(model: Product, data: Event, scale: float = 1.0) -> Base:
+    """Gaussian with the data's mean and covariance: a base for models with Gaussian tails.
+
+    The covariance is full for Gaussian units, diagonal for GaussianDiag units. Its tails are
+    lighter than those of Student-t models, for which take `student_t_base`.
+
+    Args:
+      model: the model whose evidence is wanted; only its visible units are used.
+      data: batch of events [N, D], with N > D for a full covariance.
+      scale: positive factor on the standard deviations; above 1 the base is broader than the data.
+
+    Returns:
+      The base, with exact sampler and log Z.
+
+    Raises:
+      ValueError: if the visible units are not real, or `data` is no batch of their events or has
+        no variance in some direction.
+    """
+    require_real(model.visible).check("data", data)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale: expected a positive number, got {scale}")
+    if isinstance(model.visible, Gaussian):
+        _require_full_rank(data)
+    return _fitted(model, data, scale**2 - 1)
+
+
+def student_t_base(model: Product, params: Params, closeness: float = 0.5) -> Base:
+    """As many Student-t experts as dimensions, with tails at least as heavy as the model's.
+
+    f(x) = Π_i (α_i + (w_iᵀx)²)^(-ν_i), i = 1..D, w_i linearly independent,
+    log Z = -log|det W| + Σ_i [½ log π + lgamma(ν_i - ½) - lgamma(ν_i) + (½ - ν_i) log α_i].
+
+    The w_i are D of the model's own, those of exponent above ½ that together confine x most (a
+    pivoted orthogonalisation of w_j √(2 ν_j / α_j), the square-root precisions at the mode). Each
+    has ν_i = ½ + closeness (ν_j - ½), and α_i = α_j ν_i / ν_j, which leaves its curvature at the
+    mode as it is. So the model's density falls at least as fast as the base's in every direction.
+    Draws are exact: √α_i times a normal over the root of a Gamma(ν_i - ½), then x = W⁻ᵀ y.
+
+    Args:
+      model: a product over Gaussian units with Student-t experts, whatever else it holds.
+      params: its parameters, not traced.
+      closeness: in (0, 1], 1 for the model's own exponents. Keep ν_i away from ½: a
+        draw overflows float32 with probability of about 10^(-38 (2 ν_i - 1)).
+
+    Returns:
+      The base, with exact sampler and log Z.
+
+    Raises:
+      ValueError: if fewer than D linearly independent directions have an exponent above ½, or
+        `params` are traced or do not fit the model.
+
+    Source: the square case is ICA; Teh, Welling, Osindero & Hinton (2003), Energy-based models for
+    sparse overcomplete representations.
+    """
+    if not 0 < closeness <= 1:
+        raise ValueError(f"closeness: expected a number in (0, 1], got {closeness}")
+    model.check_params(params)
+    if not _checks.is_concrete(params):
+        raise ValueError("params: expected concrete values to choose directions by, got traced")
+    size = model.visible.num_linear
+    directions, log_scale, exponent = _student_t_experts(model, params)
+    usable = exponent > 0.5
+    chosen = _most_confining(directions[usable], log_scale[usable], exponent[usable])
+    if len(chosen) < size:
+        raise ValueError(
+            f"params: expected Student-t experts of exponent above 0.5 along {size} linearly "
+            f"independent directions, got {len(chosen)} (of {len(exponent)} such experts, "
+            f"{int(usable.sum())} have that exponent)"
+        )
+    nu = 0.5 + closeness * (exponent[usable][chosen] - 0.5)
+    log_alpha = log_scale[usable][chosen] + np.log(nu / exponent[usable][chosen])
+    dtype = jnp.result_type(*jax.tree.leaves(params))
+    base_params = {
+        "heavy": {
+            "w": jnp.asarray(directions[usable][chosen].T, dtype),
+            "log_scale": jnp.asarray(log_alpha, dtype),
+            "log_exponent": jnp.asarray(np.log(nu), dtype),
+        }
+    }
+    expert = StudentT(model.visible, size)
+    base_model = product(model.visible, heavy=expert)
+    log_z = square_student_t.log_z(base_model, base_params)
+    return Base(base_model, base_params, log_z, square_student_t.sample)
+
+
+def _require_full_rank(data: Event) -> None:
+    if not _checks.is_concrete(data):
+        return
+    x = as_float64(data)
+    spread = x.std(axis=0)
+    correlations = np.atleast_2d(np.corrcoef(x, rowvar=False)) if spread.all() else np.zeros((1, 1))
+    # Float32 cannot tell smaller ones from zero.
+    if np.linalg.eigvalsh(correlations)[0] < 1e-6:
+        raise ValueError(
+            f"data: expected variance in every direction, got {len(x)} rows whose covariance is "
+            "singular"
+        )
+
+
+def _fitted(model: Product, data: Event, smoothing: float) -> Base:
+    visible = model.visible
     params = {"bias": {"field": visible.fit_field(data, smoothing)}}
     _checks.finite("data: base rate of a site without variance, ", params)
     base_model = product(visible, bias=Bias(visible))
     log_z = visible.log_partition(visible.field(params["bias"]["field"]))
     return Base(base_model, params, log_z)
+
+
+def _student_t_experts(model: Product, params: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return unit vectors [J, D], log α [J] and tempered exponents [J] over all banks."""
+    banks = []
+    for _, expert, own in members(model, params):
+        if isinstance(expert, StudentT):
+            tails = expert.tails(own)
+            banks.append((tails.power, as_float64(own["log_scale"]), tails.exponent))
+    none = (np.zeros((0, model.visible.num_linear)), np.zeros(0), np.zeros(0))
+    directions, log_scale, exponent = zip(none, *banks, strict=True)
+    return np.concatenate(directions), np.concatenate(log_scale), np.concatenate(exponent)
+
+
+def _most_confining(
+    directions: np.ndarray, log_scale: np.ndarray, exponent: np.ndarray
+) -> np.ndarray:
+    """Return the indices of a basis, greedily the one of largest volume of precision rows."""
+    rows = np.sqrt(2 * exponent)[:, None] * np.exp(-0.5 * log_scale)[:, None] * directions
+    length = np.linalg.norm(rows, axis=1)
+    chosen: list[int] = []
+    while len(chosen) < rows.shape[1]:
+        left = np.linalg.norm(rows, axis=1)
+        independent = left > PARALLEL * length
+        if not independent.any():
+            break
+        best = int(np.argmax(np.where(independent, left, 0.0)))
+        chosen.append(best)
+        axis = rows[best] / left[best]
+        rows = rows - np.outer(rows @ axis, axis)
+    return np.array(chosen, int)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from poejax import _checks
 from poejax.exact import coordinatewise, cubature, enumeration, latent, square_student_t
 from poejax.product import Product
+from poejax.propriety import require_proper
 from poejax.types import Array, Event, Params
 
 MAX_STATES = 2**26
@@ -129,6 +130,7 @@ def sample(rng_key: Array, model: Product, params: Params) -> Event:
             "kernels.block_gibbs"
         )
     model.check_params(params)
+    require_proper(model, params)
     x = _sample(rng_key, model, params, name)
     if _checks.is_concrete(x) and not all(bool(jnp.all(v == v)) for v in jax.tree.leaves(x)):
         raise ValueError(f"sample ({name}): expected a normalisable model, got a NaN draw")
@@ -138,6 +140,7 @@ def sample(rng_key: Array, model: Product, params: Params) -> Event:
 def _log_z(model: Product, params: Params, max_states: int) -> Array:
     name = _method("log_z", model, max_states)
     model.check_params(params)
+    require_proper(model, params)
     value = _evaluate(model, params, name)
     if not _checks.is_concrete(value) or bool(jnp.isfinite(value)):
         return value

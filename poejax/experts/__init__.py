@@ -9,6 +9,7 @@ from poejax.experts.mixture import Mixture, mixture
 from poejax.experts.neural import Neural, OpaqueExpert
 from poejax.experts.power import Power
 from poejax.experts.student_t import StudentT
+from poejax.experts.tails import Tails
 from poejax.experts.unigauss import Unigauss
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "OpaqueExpert",
     "Power",
     "StudentT",
+    "Tails",
     "Unigauss",
     "mixture",
 ]

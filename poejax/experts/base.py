@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from poejax.experts.tails import Tails
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
 
@@ -92,6 +93,14 @@ class Expert(abc.ABC):
         `beta` becomes a scalar leaf that multiplies pre-activations, never a scaled copy of the
         weights, so that many temperatures share one matrix product.
         """
+
+    def tails(self, params: Params) -> Tails | None:
+        """Return how the factors grow or decay far out; None where the family cannot say.
+
+        Asked for real visible units only, with concrete parameters.
+        """
+        del params
+        return None
 
 
 def set_beta(params: Params, beta: Array | float) -> Params:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from poejax.experts.base import Expert, get_beta, set_beta
+from poejax.experts.tails import Tails, as_float64, bounded, decay_of_field
 from poejax.types import Array, Event, Field, Latent, Params
 
 
@@ -37,3 +40,10 @@ class Bias(Expert):
 
     def temper(self, params: Params, beta: Array | float) -> Params:
         return set_beta(params, beta)
+
+    def tails(self, params: Params) -> Tails | None:
+        rows = decay_of_field(self.visible, params["field"])
+        if rows is None:
+            return None
+        root = np.sqrt(as_float64(get_beta(params)))
+        return bounded(self.visible.num_linear)._replace(decay=root * rows)

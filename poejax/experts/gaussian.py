@@ -7,8 +7,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from poejax.experts.base import Expert, get_beta, set_beta
+from poejax.experts.tails import Tails, as_float64, bounded, upper_triangle
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import GaussianDiag
 from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit
@@ -95,6 +97,17 @@ class Gaussian(Expert):
 
     def temper(self, params: Params, beta: Array | float) -> Params:
         return set_beta(params, beta)
+
+    def tails(self, params: Params) -> Tails:
+        if self.covariance == "full":
+            rows = upper_triangle(params)
+        else:
+            root = np.exp(0.5 * as_float64(params["log_precision"]))
+            every = np.eye(self.visible.num_linear)
+            seen = every if self.coordinate is None else every[[self.coordinate]]
+            rows = root[:, None] * seen
+        root_beta = np.sqrt(as_float64(get_beta(params)))
+        return bounded(self.visible.num_linear)._replace(decay=root_beta * rows)
 
     def _seen(self, x: Array) -> Array:
         return x if self.coordinate is None else x[self.coordinate][None]

@@ -6,10 +6,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from poejax import _checks
 from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.experts.gaussian import require_real
+from poejax.experts.tails import Tails, as_float64, bounded
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Categorical
 from poejax.units.gaussian import HALF_LOG_2PI
@@ -86,6 +88,14 @@ class GaussianMixture(Expert):
 
     def temper(self, params: Params, beta: Array | float) -> Params:
         return set_beta(params, beta)
+
+    def tails(self, params: Params) -> Tails:
+        # The broadest component decides; jointly, no component need be the broadest everywhere.
+        log_precision = as_float64(params["log_precision"])
+        slowest = log_precision.min(axis=1, keepdims=True)
+        is_exact = bool((log_precision == slowest).all(axis=2).any(axis=1).all())
+        root = np.sqrt(as_float64(get_beta(params))) * np.exp(0.5 * slowest.reshape(-1))
+        return bounded(root.size)._replace(decay=np.diag(root), is_exact=is_exact)
 
     def _choice(self) -> Categorical:
         return Categorical(self.num_factors, self.num_components)

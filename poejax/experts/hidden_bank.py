@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax.experts.base import Expert, get_beta, set_beta
+from poejax.experts.tails import Tails, as_float64, of_hidden_units
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
 from poejax.units.base import at_least_float32
@@ -97,6 +98,9 @@ class HiddenBank(Expert):
 
     def temper(self, params: Params, beta: Array | float) -> Params:
         return set_beta(params, beta)
+
+    def tails(self, params: Params) -> Tails | None:
+        return of_hidden_units(self.hidden, as_float64(get_beta(params)) * as_float64(params["w"]))
 
     def _matmul(self, v: Array, w: Array) -> Array:
         # A dot algorithm, not a cast: casting would round the summed gradients too, of which

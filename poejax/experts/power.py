@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.experts.neural import refuse_opaque
+from poejax.experts.tails import Tails, as_float64, raised
 from poejax.types import Array, Event, Field, Latent, Params
 
 
@@ -98,6 +99,11 @@ class Power(Expert):
 
     def temper(self, params: Params, beta: Array | float) -> Params:
         return set_beta(params, beta)
+
+    def tails(self, params: Params) -> Tails | None:
+        inner = self.expert.tails(params["expert"])
+        weight = float(as_float64(get_beta(params)) * as_float64(self.weight(params)))
+        return None if inner is None or weight < 0 else raised(inner, weight)
 
     def _inner(self, params: Params) -> Params:
         if self.is_opaque:

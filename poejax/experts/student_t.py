@@ -6,10 +6,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import digamma, gammaln
 
 from poejax import _checks
 from poejax.experts.base import Expert, get_beta, set_beta
+from poejax.experts.tails import Tails, as_float64, bounded
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Gaussian
 
@@ -108,6 +110,12 @@ class StudentT(Expert):
 
     def temper(self, params: Params, beta: Array | float) -> Params:
         return set_beta(params, beta)
+
+    def tails(self, params: Params) -> Tails:
+        w = as_float64(params["w"]).T
+        power = w / np.linalg.norm(w, axis=1, keepdims=True)
+        exponent = as_float64(get_beta(params)) * np.exp(as_float64(params["log_exponent"]))
+        return bounded(w.shape[1])._replace(power=power, exponent=exponent)
 
     def _log_rate(self, params: Params, x: Event) -> Array:
         """Return log(α + y²), without squaring a large y."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from poejax import _checks
 from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.experts.gaussian import require_real
+from poejax.experts.tails import Tails, bounded
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Bernoulli
 from poejax.units.gaussian import HALF_LOG_2PI
@@ -92,6 +93,12 @@ class Unigauss(Expert):
 
     def temper(self, params: Params, beta: Array | float) -> Params:
         return set_beta(params, beta)
+
+    def tails(self, params: Params) -> Tails:
+        return bounded(self.visible.num_linear)._replace(
+            note="the uniform parts of unigauss experts do not decay and need a proper expert "
+            "beside them, such as a broad Gaussian"
+        )
 
     def _log_joints(self, params: Params, x: Event) -> tuple[Array, Array]:
         """Return beta log [(1 - π) c] and beta log [π N(x; μ, 1/λ)], [J] each."""
