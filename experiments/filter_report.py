@@ -110,7 +110,7 @@ def table(models: Mapping[str, Sequence[Mapping[str, Any]]], reference: str = "F
 
     Log-likelihoods are held out, in nats per patch: with scales and exponents fitted to the
     directions, less those of the reference on the same patches (± standard error over seeds, which
-    choose the patches), and with what the directions were trained with.
+    choose the patches), and with those held while the directions were trained.
     """
     columns = {"kurtosis": ("kurtosis", 1), "spatial": ("pixels", 3), "spectral": ("waves", 3)}
     lines = [
@@ -126,9 +126,10 @@ def table(models: Mapping[str, Sequence[Mapping[str, Any]]], reference: str = "F
     for name, rows in models.items():
         # Seeds choose other tiles, which moves all models alike: only differences are telling.
         pairs = zip(rows, models[reference], strict=False)
-        gap = np.array([row["fitted"] - other["fitted"] for row, other in pairs])
-        error = f"± {gap.std(ddof=1) / len(gap) ** 0.5:<6.2f}" if len(gap) > 1 else ""
-        line = f"{name:<24}{cell(rows, 'fitted', 9, 2)}{gap.mean():>10.2f} {error:<8}"
+        gap = np.array([a["fitted"] - b["fitted"] for a, b in pairs if "fitted" in a])
+        mean = f"{gap.mean():.2f}" if len(gap) else "-"
+        error = f"± {gap.std(ddof=1) / len(gap) ** 0.5:.2f}" if len(gap) > 1 else ""
+        line = f"{name:<24}{cell(rows, 'fitted', 9, 2)}{mean:>10} {error:<8}"
         line += cell(rows, "as_trained", 12, 2)
         line += "".join(cell(rows, key, 10, digits) for key, (_, digits) in columns.items())
         seconds = [row["seconds"] for row in rows if "seconds" in row]

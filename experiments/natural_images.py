@@ -52,8 +52,9 @@ class Config:
     overcompleteness: int = 2
     """Experts per component in the overcomplete models; 1 leaves these out."""
     exponent: float = 1.5
-    """Exponents of the experts, held by CD; where the exact gradient starts from. Overcomplete
-    models are scored with this over `overcompleteness`, which must be above 0.5 for AIS."""
+    """Exponents of the experts, held by CD; where the exact gradient starts from."""
+    wide_exponent: float = 1.0
+    """Exponents of the experts of overcomplete models, held: more experts need less each."""
     scale: float = 0.1
     """Scales of the experts, held by CD; where the exact gradient starts from."""
     num_steps: int = 2_000
@@ -96,12 +97,12 @@ class Config:
             raise ValueError(
                 f"batch_size: expected 1 to num_train = {self.num_train}, got {self.batch_size}"
             )
-        if self.exponent <= 0.5 * self.overcompleteness:
-            raise ValueError(
-                f"exponent: expected more than 0.5 * overcompleteness = "
-                f"{0.5 * self.overcompleteness}, or a product is improper or has no base for AIS, "
-                f"got {self.exponent}"
-            )
+        for name in ("exponent", "wide_exponent"):
+            if not getattr(self, name) > 0.5:
+                raise ValueError(
+                    f"{name}: expected more than 0.5, or a complete product (as AIS starts from) "
+                    f"is improper, got {getattr(self, name)}"
+                )
         for name in ("learning_rate", "marginal_rate", "scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}")
@@ -166,16 +167,14 @@ class Learner:
         # The optimizers are part of what is compiled: made once, shared by all seeds.
         self.full_tx = ica.optimizer(rate, steps)
         self.directions_tx = ica.optimizer(rate, steps, ("log_scale", "log_exponent"))
-        rate, steps = config.marginal_rate, config.marginal_steps
-        self.marginals_tx = ica.optimizer(rate, steps, ("w",))
-        self.scales_tx = ica.optimizer(rate, steps, ("w", "log_exponent"))
+        self.marginals_tx = ica.optimizer(config.marginal_rate, config.marginal_steps, ("w",))
 
     def model(self, num_experts: int) -> pj.Product:
         """Return the product of `num_experts` experts."""
         config = self.config
-        return ica.student_t_product(
-            config.num_components, num_experts, config.exponent, config.scale
-        )
+        is_square = num_experts == config.num_components
+        exponent = config.exponent if is_square else config.wide_exponent
+        return ica.student_t_product(config.num_components, num_experts, exponent, config.scale)
 
     def random(self, num_experts: int, seed: int) -> pj.types.Params:
         """Draw initial parameters, orthonormal directions if complete."""
@@ -193,23 +192,6 @@ class Learner:
         state = training.init(key, model, estimator, self.marginals_tx, z, params=params)
         state, _ = training.train_steps(
             estimator, self.marginals_tx, state, z, config.batch_size, config.marginal_steps
-        )
-        return state.params
-
-    def fit_scales(self, params: pj.types.Params, z: jax.Array, seed: int) -> pj.types.Params:
-        """Fit scales of an overcomplete model to directions that are held, by PCD.
-
-        Exponents are divided by the overcompleteness, so that their sum is that of a complete
-        model. Unlike CD, PCD is not biased by marginals that no Student-t density has.
-        """
-        config, model = self.config, self.model(params["student"]["w"].shape[1])
-        exponent = config.exponent / config.overcompleteness
-        held = jnp.full_like(params["student"]["log_exponent"], np.log(exponent))
-        params = {"student": params["student"] | {"log_exponent": held}}
-        estimator, key = pj.estimators.pcd(model, config.batch_size), jax.random.key(seed + 2)
-        state = training.init(key, model, estimator, self.scales_tx, z, params=params)
-        state, _ = training.train_steps(
-            estimator, self.scales_tx, state, z, config.batch_size, config.marginal_steps
         )
         return state.params
 
@@ -295,7 +277,7 @@ class Judge:
             jax.random.key(0),
             model,
             params,
-            pj.evidence.student_t_base(model, params),
+            pj.evidence.student_t_base(model, params, closeness=1.0),
             pj.evidence.linear_betas(config.ais_steps),
             config.ais_chains,
         )
@@ -329,7 +311,9 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
         def done(name: str, row: dict[str, Any]) -> None:
             bar.update()
-            bar.set_postfix({name: f"{row['fitted']:.2f}"}, refresh=False)
+            bar.set_postfix(
+                {name: f"{row.get('fitted', row.get('as_trained')):.2f}"}, refresh=False
+            )
 
         for seed in range(config.num_seeds):
             if seed:
@@ -362,11 +346,9 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 params = learner.fit(rule, count, z, seed)
                 w = ica.directions(params)
                 row = judge.add_filters(name, w, white, z_test, time.perf_counter() - start)
-                params = learner.fit_scales(params, z, seed)
                 found = judge.anneal(learner.model(count), params, z_test)
-                row["fitted"], row["ess"] = float(found.mean), float(found.ess)
+                row["as_trained"], row["ess"] = float(found.mean), float(found.ess)
                 row["interval"] = [float(found.ci_low), float(found.ci_high)]
-                row |= quantiles(params)
                 done(name, row)
             results["gibbs_chain_steps_per_second"] = {
                 str(n): round(gibbs_speed(learner.model(n), learner.random(n, seed), z))
