@@ -1,0 +1,373 @@
+"""Parts against prototypes: RBM filters beside k-means centroids, and what each is worth elsewhere.
+
+    python -m experiments.parts                    # 5,000 embedded MNIST digits
+    python -m experiments.parts --preset full      # all 60,000
+
+Digits 0-4, without their labels, give K filters of an RBM and K centroids of k-means. Locality is
+measured by the participation ratio of squared weights. Then logistic regression learns to tell
+digits 5-9 apart from few labels, on three representations of the same intensities v / 255:
+
+- `RBM`: E[z | v / 255], the intensities read as probabilities;
+- `k-means`: triangle features max(0, mean_k d_k - d_k), d_k the distance to centroid k (Coates, Ng
+  & Lee 2011);
+- `pixels`: the intensities themselves.
+
+Each is centred, and divided by one number, its root mean square on the digits 0-4. The penalty is
+chosen by cross-validation on the labelled digits alone, which are the same for all.
+Writes results.json and figures/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
+import poejax as pj
+from experiments import rbm_recipe, runs
+from poejax import datasets, plotting
+from poejax.types import Array
+
+Floats = npt.NDArray[np.float32]
+REPRESENTATIONS = ("RBM", "k-means", "pixels")
+_RBM = rbm_recipe.Recipe(num_hidden=400, num_steps=3_000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything the study depends on, with its data."""
+
+    preset: Literal["default", "full", "smoke"] = "default"
+    """Defaults of all other options."""
+    dataset: Literal["mnist5k", "mnist", "digits"] = "mnist5k"
+    """mnist5k and digits need no download."""
+    rbm: rbm_recipe.Recipe = _RBM
+    """Sizes and rates of the RBM; its hidden units are also the number of centroids."""
+    labels_per_class: tuple[int, ...] = (5, 10, 20, 50)
+    """Numbers of labelled digits of each class 5-9."""
+    penalties: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3, 1e4)
+    """Inverse penalties C to choose from, each over the number of features."""
+    num_folds: int = 3
+    """Folds of the cross-validation."""
+    num_draws: int = 5
+    """Draws of labelled digits."""
+    num_seeds: int = 3
+    """Seeds 0, 1, ... of the features."""
+    num_shown: int = 64
+    """Filters and centroids in the figure, those of seed 0."""
+    workdir: Path | None = None
+    """Where results.json and figures/ go; runs/parts/PRESET unless given."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values before any work is done."""
+        runs.at_least(self, 1, "num_draws", "num_seeds", "num_shown")
+        runs.at_least(self, 2, "num_folds")
+        if not self.labels_per_class or min(self.labels_per_class) < self.num_folds:
+            raise ValueError(
+                f"labels_per_class: expected at least num_folds = {self.num_folds} each, got "
+                f"{self.labels_per_class}"
+            )
+        if not self.penalties or min(self.penalties) <= 0:
+            raise ValueError(f"penalties: expected positive numbers, got {self.penalties}")
+
+
+PRESETS = {
+    "default": Config(),
+    "full": Config(
+        preset="full",
+        dataset="mnist",
+        rbm=rbm_recipe.Recipe(num_hidden=500, num_steps=9_000),
+        labels_per_class=(5, 10, 20, 50, 100),
+    ),
+    "smoke": Config(
+        preset="smoke",
+        dataset="digits",
+        rbm=rbm_recipe.Recipe(num_hidden=32, num_steps=500),
+        labels_per_class=(5, 20),
+        penalties=(10.0, 1000.0),
+        num_draws=2,
+        num_seeds=2,
+        num_shown=16,
+    ),
+}
+
+
+def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+    """Learn features on every seed, classify with them, and draw; returns what results.json holds.
+
+    Raises:
+      ValueError: if there are fewer labelled digits than asked for.
+      FloatingPointError: if training diverges.
+    """
+    start = time.perf_counter()
+    options = {"num_validation": 0} if config.dataset == "mnist" else {}
+    data = datasets.load(config.dataset, **options)
+    images = data.train.images[data.train.labels <= 4]
+    pool, pool_labels = upper(data.train)
+    held_out = [upper(split) for split in (data.validation, data.test)]
+    test, test_labels = (np.concatenate(parts) for parts in zip(*held_out, strict=True))
+    trainer = rbm_recipe.trainer(config.rbm, images.shape[1])
+    rows = labelled_rows(pool_labels, config)
+
+    locality: dict[str, list[float]] = {"RBM": [], "k-means": [], "k-means, centred": []}
+    shape = (config.num_seeds, len(config.labels_per_class), config.num_draws)
+    errors = {name: np.empty(shape) for name in REPRESENTATIONS}
+    for seed in range(config.num_seeds):
+        key = jax.random.key(seed)
+        description = f"RBM, seed {seed}"
+        params = rbm_recipe.fit(key, trainer, images, datasets.stochastic, description)
+        w = np.asarray(params["hidden"]["w"])
+        clusters = pj.mixtures.kmeans(
+            jax.random.fold_in(key, 1), jnp.asarray(images) / 255, config.rbm.num_hidden
+        )
+        centroids = np.asarray(clusters.centroids)
+        mean_image = images.mean(axis=0) / 255
+        for name, filters in (
+            ("RBM", w),
+            ("k-means", centroids.T),
+            ("k-means, centred", (centroids - mean_image).T),
+        ):
+            locality[name].append(float(participation_ratio(filters).mean()))
+        encoders: dict[str, Callable[[Floats], Any]] = {
+            "RBM": functools.partial(hidden_means(trainer.model), params),
+            "k-means": functools.partial(triangle, clusters.centroids),
+            "pixels": lambda x: x,
+        }
+        with runs.progress(len(encoders), f"classifying, seed {seed}", "features") as bar:
+            for name, encode in encoders.items():
+                if name == "pixels" and seed:  # they have no seed
+                    errors[name][seed] = errors[name][0]
+                else:
+                    features = standardized(encode, images, pool, test)
+                    errors[name][seed] = few_label_errors(
+                        *features, pool_labels, test_labels, rows, config
+                    )
+                bar.update()
+        if seed == 0:
+            figure = filters_figure(w, centroids, data.shape, config.num_shown)
+            plotting.save(figure, workdir / "figures" / "filters.png")
+    results: dict[str, Any] = {
+        "binarization": "stochastic for training the RBM; intensities elsewhere",
+        "unlabelled_examples": len(images),
+        "test_examples": len(test),
+        "participation_ratio": {
+            name: {"mean": float(np.mean(v)), "std_over_seeds": spread(v), "per_seed": v}
+            for name, v in locality.items()
+        },
+        "test_error": {name: summary(e, config) for name, e in errors.items()},
+        "lead_of_rbm": {
+            name: summary(errors[name] - errors["RBM"], config) for name in REPRESENTATIONS[1:]
+        },
+    }
+    plotting.save(errors_figure(results), workdir / "figures" / "few_labels.png")
+    return runs.write_results(workdir, config, results, start)
+
+
+def participation_ratio(w: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return over how large a share of its inputs each filter of `w` [D, K] is spread, [K].
+
+    PR_k = (Σ_i w_ik²)² / (D Σ_i w_ik⁴), in [1/D, 1]: m/D for m equal weights among zeros.
+    """
+    square = np.asarray(w, np.float64) ** 2
+    return np.asarray(square.sum(axis=0) ** 2 / (len(square) * (square**2).sum(axis=0)))
+
+
+def triangle(centroids: Array, x: npt.ArrayLike) -> Array:
+    """Return max(0, mean_k d_nk - d_nk) [N, K], d_nk = ‖x_n - c_k‖, of a batch [N, D].
+
+    Source: Coates, Ng & Lee (2011), An analysis of single-layer networks in unsupervised feature
+    learning, section 3.2.
+    """
+    x = jnp.asarray(x)
+    products = jnp.matmul(x, centroids.T, precision="highest")
+    squares = jnp.sum(x**2, axis=1)[:, None] - 2 * products + jnp.sum(centroids**2, axis=1)
+    distances = jnp.sqrt(jnp.maximum(squares, 0))
+    return jnp.maximum(0, distances.mean(axis=1, keepdims=True) - distances)
+
+
+@functools.cache
+def hidden_means(model: pj.Product) -> Callable[..., Array]:
+    """Return the compiled features of a batch [N, D] of probabilities."""
+    one = functools.partial(pj.inference.features, model)
+    return jax.jit(jax.vmap(one, in_axes=(None, 0)))
+
+
+def upper(split: datasets.Split) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """Return the digits 5-9 of a split."""
+    keep = split.labels >= 5
+    return split.images[keep], split.labels[keep]
+
+
+def labelled_rows(labels: npt.NDArray[np.int32], config: Config) -> list[list[Any]]:
+    """Draw rows of the pool, the same number of every class; fewer are a part of more."""
+    most, classes = max(config.labels_per_class), np.unique(labels)
+    if (smallest := min(int((labels == c).sum()) for c in classes)) < most:
+        raise ValueError(f"labels_per_class: expected at most {smallest}, got {most}")
+    orders = []
+    for draw in range(config.num_draws):
+        rng = np.random.default_rng(draw)
+        orders.append(
+            [rng.choice(np.flatnonzero(labels == c), most, replace=False) for c in classes]
+        )
+    return [
+        [np.concatenate([rows[:count] for rows in order]) for order in orders]
+        for count in config.labels_per_class
+    ]
+
+
+def standardized(
+    encode: Callable[[Floats], Any], unlabelled: Any, pool: Any, test: Any
+) -> tuple[Floats, Floats]:
+    """Return features of pool and test, less the mean and over the RMS of the unlabelled ones."""
+    known, *others = (
+        np.asarray(encode(images / np.float32(255)), np.float32)
+        for images in (unlabelled, pool, test)
+    )
+    mean = known.mean(axis=0)
+    scale = np.sqrt(np.mean((known - mean) ** 2))
+    first, second = ((features - mean) / scale for features in others)
+    return first, second
+
+
+def few_label_errors(
+    pool: Floats,
+    test: Floats,
+    pool_labels: npt.NDArray[np.int32],
+    test_labels: npt.NDArray[np.int32],
+    rows: list[list[Any]],
+    config: Config,
+) -> npt.NDArray[np.float64]:
+    """Return test errors by number of labels and draw, [labels, draws]."""
+    folds = StratifiedKFold(config.num_folds, shuffle=True, random_state=0)
+    # Per feature, as the penalty of D independent weights grows with D.
+    grid = {"C": [c / pool.shape[1] for c in config.penalties]}
+    errors = np.empty((len(rows), len(rows[0])))
+    for i, draws in enumerate(rows):
+        for j, chosen in enumerate(draws):
+            search = GridSearchCV(LogisticRegression(max_iter=300, tol=1e-3), grid, cv=folds)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                search.fit(pool[chosen], pool_labels[chosen])
+            errors[i, j] = 1 - search.score(test, test_labels)
+    return errors
+
+
+def spread(values: Any) -> float:
+    """Return the standard deviation, 0 of a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def summary(errors: npt.NDArray[np.float64], config: Config) -> dict[str, Any]:
+    """Return mean, spread over draws and spread over seeds by number of labels."""
+    return {
+        str(count): {
+            "mean": float(errors[:, i].mean()),
+            # Of seed means over draws and of draw means over seeds: two sources of variation.
+            "std_over_draws": spread(errors[:, i].mean(axis=0)),
+            "std_over_seeds": spread(errors[:, i].mean(axis=1)),
+            "all": errors[:, i].tolist(),
+        }
+        for i, count in enumerate(config.labels_per_class)
+    }
+
+
+def filters_figure(w: Floats, centroids: Floats, shape: tuple[int, int], num_shown: int) -> Figure:
+    """Show filters and centroids side by side, each on its own scale about 0."""
+    side = int(np.ceil(np.sqrt(num_shown)))
+    figure = Figure((10, 5.6), dpi=150, layout="tight")
+    titles = ("RBM weights", "k-means centroids")
+    for k, (title, filters) in enumerate(zip(titles, (w.T, centroids), strict=True)):
+        shown = filters[:num_shown].reshape(-1, *shape)
+        canvas = np.full((side * (shape[0] + 1) + 1, side * (shape[1] + 1) + 1), np.nan)
+        for n, image in enumerate(shown):
+            i, j = divmod(n, side)
+            top, left = i * (shape[0] + 1) + 1, j * (shape[1] + 1) + 1
+            canvas[top : top + shape[0], left : left + shape[1]] = image
+        limit = np.quantile(np.abs(shown), 0.998)
+        axes = figure.add_subplot(1, 2, k + 1, title=title)
+        picture = axes.imshow(canvas, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axes.set_axis_off()
+        figure.colorbar(picture, ax=axes, shrink=0.8, extend="both")
+    return figure
+
+
+def errors_figure(results: dict[str, Any]) -> Figure:
+    """Draw test error against the number of labels, bars of one standard deviation over draws."""
+    figure = Figure((6, 4), dpi=150, layout="tight")
+    axes = figure.add_subplot(
+        xlabel="labelled digits per class (5-9)",
+        ylabel="test error, %",
+        xscale="log",
+        title="features from digits 0-4; bars: spread over draws of labels",
+    )
+    for k, (name, by_count) in enumerate(results["test_error"].items()):
+        counts = np.array([int(count) for count in by_count]) * 1.03 ** (k - 1)
+        values = [100 * v["mean"] for v in by_count.values()]
+        bars = [100 * v["std_over_draws"] for v in by_count.values()]
+        axes.errorbar(counts, values, yerr=bars, fmt="o-", ms=4, capsize=3, label=name)
+    axes.minorticks_off()
+    axes.set_xticks([int(c) for c in by_count], list(by_count))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the closing table."""
+    lines = ["\nparticipation ratio of squared weights, ± spread over seeds"]
+    for name, v in results["participation_ratio"].items():
+        lines.append(f"    {name:<20}{v['mean']:.4f} ± {v['std_over_seeds']:.4f}")
+    lines.append("test error on digits 5-9, %, by labels per class, ± spread over draws")
+    counts = list(results["test_error"]["RBM"])
+    lines.append(" " * 24 + "".join(f"{count:>15}" for count in counts))
+    for name, by_count in results["test_error"].items():
+        cells = [
+            f"{100 * v['mean']:.2f} ± {100 * v['std_over_draws']:.2f}" for v in by_count.values()
+        ]
+        lines.append(f"    {name:<20}" + "".join(f"{cell:>15}" for cell in cells))
+    lines.append("by how much the error exceeds the RBM's on the same draws, ± spread over draws")
+    for name, by_count in results["lead_of_rbm"].items():
+        cells = [
+            f"{100 * v['mean']:.2f} ± {100 * v['std_over_draws']:.2f}" for v in by_count.values()
+        ]
+        lines.append(f"    {name:<20}" + "".join(f"{cell:>15}" for cell in cells))
+    config = results["config"]
+    lines.append(
+        f"{config['num_seeds']} seeds, {config['num_draws']} draws, K = "
+        f"{config['rbm']['num_hidden']}, {results['unlabelled_examples']} unlabelled digits, "
+        f"{results['test_examples']} test digits"
+    )
+    return "\n".join(lines)
+
+
+def rows_of(errors: dict[str, Any]) -> list[str]:
+    """Return the lines of the table for errors by representation and number of labels."""
+    lines = []
+    for name, by_count in errors.items():
+        values = [(100 * v["mean"], 100 * v["std_over_draws"]) for v in by_count.values()]
+        cells = "".join(f"{f'{mean:.2f} ± {std:.2f}':>15}" for mean, std in values)
+        lines.append(f"    {name:<20}{cells}")
+    return lines
+
+
+def main() -> int:
+    """Run from the command line; returns the exit status."""
+    return runs.run_study(PRESETS, __doc__ or "", "parts", train_and_evaluate, table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
