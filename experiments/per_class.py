@@ -35,6 +35,7 @@ from matplotlib.figure import Figure
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import poejax as pj
 from experiments import rbm_recipe, runs, scoring
@@ -246,7 +247,8 @@ def classify(
     mean, std = validation.mean(axis=0), validation.std(axis=0)
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     search = GridSearchCV(LogisticRegression(max_iter=500), {"C": list(config.penalties)}, cv=folds)
-    with warnings.catch_warnings():
+    # Matrices this small are done sooner by one thread.
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
         search.fit((validation - mean) / std, digits.validation_labels)
     guesses: Labels = search.predict((test - mean) / std)

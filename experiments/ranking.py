@@ -31,6 +31,7 @@ from poejax import datasets, plotting
 
 Bits = npt.NDArray[np.float32]
 SCORES = ("RBM", "Bernoulli mixture", "foreground pixels")
+LEAD = "RBM less mixture"
 _RBM = rbm_recipe.Recipe(num_hidden=100, num_steps=3_000, batch_size=50, weight_decay=1e-3)
 
 
@@ -183,7 +184,13 @@ def outlier_sets(
 def block_masks(
     rng: np.random.Generator, num_images: int, shape: tuple[int, int], side: int
 ) -> npt.NDArray[np.bool_]:
-    """Draw squares [N, D] of True, centred uniformly over the inner half of height and width."""
+    """Draw squares [N, D] of True, centred uniformly over the inner half of height and width.
+
+    Raises:
+      ValueError: if the side is more than half the height or width.
+    """
+    if not 1 <= side <= min(shape) // 2:
+        raise ValueError(f"block: expected a side of 1 to {min(shape) // 2}, got {side}")
     rows, columns = (
         np.rint(rng.uniform(size / 4, 3 * size / 4, num_images) - side / 2).astype(int)
         for size in shape
@@ -209,7 +216,7 @@ def summary(by_scorer: dict[str, list[scoring.AUROC]]) -> dict[str, Any]:
         for scorer, mean in means.items()
     }
     lead = means[SCORES[0]].minus(means[SCORES[1]])
-    return figures | {"RBM less mixture": {"mean": lead.value, "std_err": lead.std_err}}
+    return figures | {LEAD: {"mean": lead.value, "std_err": lead.std_err}}
 
 
 def spread(values: list[float]) -> float:
@@ -271,7 +278,7 @@ def auroc_figure(results: dict[str, Any]) -> Figure:
 
 def table(results: dict[str, Any]) -> str:
     """Return the closing table."""
-    columns = (*SCORES, "RBM less mixture")
+    columns = (*SCORES, LEAD)
     lines = [f"\n{'AUROC (± standard error)':<28}" + "".join(f"{name:>20}" for name in columns)]
     for name, figures in results["auroc"].items():
         cells = [f"{figures[c]['mean']:.3f} ± {figures[c]['std_err']:.3f}" for c in columns]
