@@ -90,7 +90,7 @@ PRESETS = {
     "full": Config(
         preset="full",
         dataset="mnist",
-        rbm=rbm_recipe.Recipe(num_hidden=400, num_steps=12_000),
+        rbm=rbm_recipe.Recipe(num_hidden=300, num_steps=10_000),
         num_images=500,
     ),
     "smoke": Config(

@@ -92,8 +92,7 @@ PRESETS = {
     "full": Config(
         preset="full",
         dataset="mnist",
-        rbm=rbm_recipe.Recipe(num_hidden=500, num_steps=9_000),
-        labels_per_class=(5, 10, 20, 50, 100),
+        rbm=rbm_recipe.Recipe(num_hidden=400, num_steps=8_000),
     ),
     "smoke": Config(
         preset="smoke",

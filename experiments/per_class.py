@@ -86,9 +86,9 @@ PRESETS = {
     "full": Config(
         preset="full",
         dataset="mnist",
-        rbm=rbm_recipe.Recipe(num_hidden=200, num_steps=3_000),
+        rbm=rbm_recipe.Recipe(num_hidden=200, num_steps=2_000),
         second=rbm_recipe.Recipe(num_hidden=100, num_steps=2_000),
-        mixture_sizes=(20, 50, 100),
+        mixture_sizes=(25, 100),
     ),
     "smoke": Config(
         preset="smoke",

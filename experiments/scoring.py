@@ -98,8 +98,9 @@ def fit_mixture(
     choosing: Any,
     x: Any,
     sizes: Sequence[int],
-    smoothings: Sequence[float] = (0.1, 0.5, 1.0),
+    smoothings: Sequence[float] = (0.1, 1.0),
     share: float = 0.2,
+    max_steps: int = 60,
 ) -> Selected:
     """Fit a mixture to bits [N, D] by EM with the options that suit rows it has not seen.
 
@@ -110,13 +111,19 @@ def fit_mixture(
     order = np.asarray(jax.random.permutation(order_key, len(choosing)))
     cut = max(1, round(share * len(choosing)))
     held_out, rest = choosing[order[:cut]], choosing[order[cut:]]
+
+    def fit(rows: Any, size: int, smoothing: float) -> tuple[BernoulliMixtureParams, Any]:
+        return mixtures.fit_em_bernoulli(
+            fit_key, rows, size, smoothing=smoothing, max_steps=max_steps, tol=1e-3
+        )
+
     scores = {}
     for size in sizes:
         for smoothing in smoothings:
-            params, _ = mixtures.fit_em_bernoulli(fit_key, rest, size, smoothing=smoothing)
+            params, _ = fit(rest, size, smoothing)
             scores[size, smoothing] = float(mixture_log_probs(params, held_out).mean())
     size, smoothing = max(scores, key=lambda option: scores[option])
-    params, _ = mixtures.fit_em_bernoulli(fit_key, x, size, smoothing=smoothing)
+    params, _ = fit(x, size, smoothing)
     return Selected(params, size, smoothing, scores)
 
 
