@@ -38,6 +38,7 @@ from matplotlib.figure import Figure
 import poejax as pj
 from experiments import rbm_recipe, runs
 from experiments.ranking import block_masks
+from experiments.scoring import spread
 from poejax import datasets, plotting
 from poejax.types import Array, Params
 
@@ -111,12 +112,19 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     """Train, damage and repair on every seed, and draw; returns what results.json holds.
 
     Raises:
+      ValueError: if the data set has fewer test digits than asked for, or is smaller than a batch.
       FloatingPointError: if training diverges.
     """
     start = time.perf_counter()
     options = {"num_validation": 0} if config.dataset == "mnist" else {}
     data = datasets.load(config.dataset, **options)
-    clean = np.asarray(datasets.threshold(jax.random.key(0), data.test.images[: config.num_images]))
+    if config.num_images > len(data.test.images):
+        raise ValueError(
+            f"num_images: expected at most {len(data.test.images)}, got {config.num_images}"
+        )
+    # Evenly over the split: the second half of MNIST's test digits is harder than the first.
+    chosen = np.linspace(0, len(data.test.images) - 1, config.num_images).astype(int)
+    clean = np.asarray(datasets.threshold(jax.random.key(0), data.test.images[chosen]))
     trainer = rbm_recipe.trainer(config.rbm, clean.shape[1])
     damages = [f"{100 * rate:g} % flips" for rate in config.noise_rates]
     damages.append(f"{config.block}x{config.block} erased")
@@ -286,8 +294,7 @@ def table(results: dict[str, Any]) -> str:
             for method in METHODS:
                 scale = 100 if key == "bit_error_rate" else 1
                 values = [scale * v for v in scores[method][f"{key}_per_seed"]]
-                deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
-                cells.append(f"{np.mean(values):.2f} ± {deviation:.2f}")
+                cells.append(f"{np.mean(values):.2f} ± {spread(values):.2f}")
             lines.append(f"{damage:<20}" + "".join(f"{cell:>16}" for cell in cells))
     lines.append("\nmean field less posterior mean, bit error rate in %, ± standard error")
     for damage, scores in results["scores"].items():

@@ -24,7 +24,6 @@ import dataclasses
 import functools
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -34,13 +33,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import poejax as pj
-from experiments import rbm_recipe, runs
+from experiments import logistic, rbm_recipe, runs
+from experiments.scoring import spread
 from poejax import datasets, plotting
 from poejax.types import Array
 
@@ -122,7 +118,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     held_out = [upper(split) for split in (data.validation, data.test)]
     test, test_labels = (np.concatenate(parts) for parts in zip(*held_out, strict=True))
     trainer = rbm_recipe.trainer(config.rbm, images.shape[1])
-    rows = labelled_rows(pool_labels, config)
+    rows = logistic.labelled_rows(pool_labels, config.labels_per_class, config.num_draws)
 
     locality: dict[str, dict[str, list[float]]] = {"participation_ratio": {}, "radius": {}}
     shape = (config.num_seeds, len(config.labels_per_class), config.num_draws)
@@ -155,9 +151,13 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 if name == "pixels" and seed:  # they have no seed
                     errors[name][seed] = errors[name][0]
                 else:
-                    features = standardized(encode, images, pool, test)
-                    errors[name][seed] = few_label_errors(
-                        *features, pool_labels, test_labels, rows, config
+                    x_pool, x_test = standardized(encode, images, pool, test)
+                    errors[name][seed] = logistic.few_label_errors(
+                        (x_pool, pool_labels),
+                        (x_test, test_labels),
+                        rows,
+                        config.penalties,
+                        config.num_folds,
                     )
                 bar.update()
         if seed == 0:
@@ -229,23 +229,6 @@ def upper(split: datasets.Split) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.
     return split.images[keep], split.labels[keep]
 
 
-def labelled_rows(labels: npt.NDArray[np.int32], config: Config) -> list[list[Any]]:
-    """Draw rows of the pool, the same number of every class; fewer are a part of more."""
-    most, classes = max(config.labels_per_class), np.unique(labels)
-    if (smallest := min(int((labels == c).sum()) for c in classes)) < most:
-        raise ValueError(f"labels_per_class: expected at most {smallest}, got {most}")
-    orders = []
-    for draw in range(config.num_draws):
-        rng = np.random.default_rng(draw)
-        orders.append(
-            [rng.choice(np.flatnonzero(labels == c), most, replace=False) for c in classes]
-        )
-    return [
-        [np.concatenate([rows[:count] for rows in order]) for order in orders]
-        for count in config.labels_per_class
-    ]
-
-
 def standardized(
     encode: Callable[[Floats], Any], unlabelled: Any, pool: Any, test: Any
 ) -> tuple[Floats, Floats]:
@@ -258,35 +241,6 @@ def standardized(
     scale = np.sqrt(np.mean((known - mean) ** 2))
     first, second = ((features - mean) / scale for features in others)
     return first, second
-
-
-def few_label_errors(
-    pool: Floats,
-    test: Floats,
-    pool_labels: npt.NDArray[np.int32],
-    test_labels: npt.NDArray[np.int32],
-    rows: list[list[Any]],
-    config: Config,
-) -> npt.NDArray[np.float64]:
-    """Return test errors by number of labels and draw, [labels, draws]."""
-    folds = StratifiedKFold(config.num_folds, shuffle=True, random_state=0)
-    # Per feature, as the penalty of D independent weights grows with D.
-    grid = {"C": [c / pool.shape[1] for c in config.penalties]}
-    errors = np.empty((len(rows), len(rows[0])))
-    for i, draws in enumerate(rows):
-        for j, chosen in enumerate(draws):
-            search = GridSearchCV(LogisticRegression(max_iter=300, tol=1e-3), grid, cv=folds)
-            # Matrices this small are done sooner by one thread.
-            with warnings.catch_warnings(), threadpool_limits(1):
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                search.fit(pool[chosen], pool_labels[chosen])
-            errors[i, j] = 1 - search.score(test, test_labels)
-    return errors
-
-
-def spread(values: Any) -> float:
-    """Return the standard deviation, 0 of a single value."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def summary(errors: npt.NDArray[np.float64], config: Config) -> dict[str, Any]:

@@ -210,18 +210,13 @@ def summary(by_scorer: dict[str, list[scoring.AUROC]]) -> dict[str, Any]:
         scorer: {
             "mean": mean.value,
             "std_err": mean.std_err,
-            "std_over_seeds": spread([area.value for area in by_scorer[scorer]]),
+            "std_over_seeds": scoring.spread([area.value for area in by_scorer[scorer]]),
             "per_seed": [area.value for area in by_scorer[scorer]],
         }
         for scorer, mean in means.items()
     }
     lead = means[SCORES[0]].minus(means[SCORES[1]])
     return figures | {LEAD: {"mean": lead.value, "std_err": lead.std_err}}
-
-
-def spread(values: list[float]) -> float:
-    """Return the standard deviation over seeds, 0 for a single one."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def draw_ranking(

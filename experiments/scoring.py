@@ -131,3 +131,9 @@ def fit_mixture(
 def mixture_log_probs(params: BernoulliMixtureParams, x: Array) -> Array:
     """Return log p(x) of a batch [N, D], in nats, [N]."""
     return jax.vmap(functools.partial(mixtures.log_prob, params))(x)
+
+
+def spread(values: npt.ArrayLike) -> float:
+    """Return the standard deviation of a sample, e.g. over seeds; 0 of a single value."""
+    values = np.asarray(values)
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -15,7 +15,7 @@ from scipy import ndimage, stats
 from sklearn.metrics import roc_auc_score
 
 import poejax as pj
-from experiments import denoising, parts, per_class, ranking, rbm_recipe, scoring
+from experiments import denoising, logistic, parts, per_class, ranking, rbm_recipe, scoring
 from poejax import datasets
 
 APPLICATIONS = {
@@ -218,7 +218,7 @@ def test_parts_small(tmp_path):
     )
     for figures in results["locality"]["participation_ratio"].values():
         assert 1 / 64 < figures["mean"] < 1
-    rows = parts.labelled_rows(np.arange(200) % 5 + 5, config)
+    rows = logistic.labelled_rows(np.arange(200) % 5 + 5, (5, 20), 2)
     assert [len(draws[0]) for draws in rows] == [25, 100]
     assert set(rows[0][0]) < set(rows[1][0])
     assert len(set(rows[1][0])) == 100
@@ -242,6 +242,7 @@ def test_per_class_small(tmp_path):
         ("ranking", ["--num-seeds", "0"], "num_seeds: expected at least 1, got 0"),
         ("ranking", ["--min-pixels", "60", "--max-pixels", "64"], "min_pixels, max_pixels"),
         ("denoising", ["--noise-rates", "0.1", "0.7"], "noise_rates: expected some in (0, 0.5)"),
+        ("denoising", ["--num-images", "251"], "num_images: expected at most 250, got 251"),
         ("denoising", ["--burn-in", "60"], "burn_in: expected 0 to 59, got 60"),
         ("parts", ["--labels-per-class", "1"], "labels_per_class: expected at least num_folds"),
         ("parts", ["--labels-per-class", "900"], "labels_per_class: expected at most"),
