@@ -17,6 +17,16 @@ An estimate is a probability per pixel. Bit error rate: the share of pixels whos
 ½, is not the clean bit. PSNR: -10 log10 of the mean squared difference between the uncut estimate
 and the clean bits. Both over all pixels of all test digits, for the erased square over its pixels.
 Writes results.json and figures/.
+
+200 test digits, thresholded; bit error rate in % / PSNR in dB, means of 3 seeds, which differ by
+0.1 % and 0.1 dB, for the square 0.8 % and 0.15 dB (38 s of CPU time on two cores busy with other
+work, 2026-11-24):
+
+                         input    median filter       mean field   posterior mean
+    5 % flips      5.00 / 13.0      1.94 / 17.1      2.57 / 17.1      1.11 / 20.5
+    10 % flips    10.07 / 10.0      2.96 / 15.3      3.17 / 16.3      1.99 / 18.1
+    20 % flips    20.02 /  7.0      6.18 / 12.1      6.37 / 13.3      3.71 / 15.6
+    10x10 erased  28.93 /  5.4     28.70 /  5.4     27.56 /  6.2     15.14 /  9.7
 """
 
 from __future__ import annotations

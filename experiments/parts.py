@@ -16,6 +16,19 @@ digits 5-9 apart from few labels, on three representations of the same intensiti
 Each is centred, and divided by one number, its root mean square on the digits 0-4. The penalty is
 chosen by cross-validation on the labelled digits alone, which are the same for all.
 Writes results.json and figures/.
+
+2,000 unlabelled digits, K = 400, 3 seeds (51 s of CPU time on two cores busy with other work,
+2026-11-24). Participation ratio and radius in pixels: RBM 0.152 and 7.45, centroids 0.150 and 6.83,
+centroids less the mean image 0.209 and 7.16; seeds differ by 0.001 and 0.02. Error on 500 test
+digits 5-9, % by labels per class, ± spread over 5 draws of labels:
+
+                          5               10               20              50
+    RBM        21.36 ± 5.13     16.01 ± 1.87     10.73 ± 1.40     8.19 ± 0.68
+    k-means    29.09 ± 3.90     23.29 ± 5.04     13.49 ± 1.81     8.88 ± 0.78
+    pixels     22.04 ± 4.92     15.56 ± 1.90     10.40 ± 2.12     8.20 ± 1.16
+
+So the filters are parts only next to centroids less their mean, with so few digits to learn from;
+they carry over to other digits better than prototypes do, but no better than pixels.
 """
 
 from __future__ import annotations

@@ -13,6 +13,14 @@ Ten mixtures of Bernoullis (size and smoothing chosen on rows left out of their 
 route, and also classify by Bayes' rule, as their densities are normalised. All images are
 thresholded. Writes results.json and figures/.
 
+On 500 test digits, thresholded, % wrong, mean and spread of 3 seeds (62 s of CPU time on two cores
+busy with other work, 2026-11-24); one standard error of the test digits is about 1:
+
+    RBMs, one layer          5.13 ± 0.61
+    RBMs, two layers         5.80 ± 0.20
+    mixtures                 7.73 ± 0.50
+    mixtures, Bayes' rule    7.20 ± 1.22
+
 Source: Hinton (2002), Training products of experts by minimizing contrastive divergence, section
 7, there on USPS digits.
 """
@@ -156,6 +164,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             name: {
                 "mean": float(np.mean(v)),
                 "std_over_seeds": scoring.spread(v),
+                "std_err": float(np.sqrt(np.mean(v) * (1 - np.mean(v)) / len(digits.test))),
                 "per_seed": v,
             }
             for name, v in errors.items()
@@ -275,11 +284,13 @@ def errors_figure(results: dict[str, Any]) -> Figure:
 
 def table(results: dict[str, Any]) -> str:
     """Return the closing table."""
-    lines = [f"\n{'test error, %':<26}{'mean':>7}{'spread':>9}   seeds"]
+    # Standard error: of the choice of test digits; spread: of the seeds.
+    lines = [f"\n{'test error, %':<26}{'mean':>7}{'std err':>9}{'spread':>9}   seeds"]
     for name, figures in results["test_error"].items():
         seeds = ", ".join(f"{100 * v:.2f}" for v in figures["per_seed"])
-        spread = f"{100 * figures['std_over_seeds']:.2f}"
-        lines.append(f"{name:<26}{100 * figures['mean']:>7.2f}{spread:>9}   {seeds}")
+        columns = (("mean", 7), ("std_err", 9), ("std_over_seeds", 9))
+        cells = "".join(f"{100 * figures[key]:>{width}.2f}" for key, width in columns)
+        lines.append(f"{name:<26}{cells}   {seeds}")
     lines.append(
         f"{results['train_examples']} training, {results['validation_examples']} validation and "
         f"{results['test_examples']} test digits, thresholded; seconds "
