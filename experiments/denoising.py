@@ -35,7 +35,6 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -208,17 +207,16 @@ def repair(
     estimates = (
         damaged,
         median_filter(damaged, shape),
-        np.asarray(mean_field(model)(params, jnp.asarray(damaged))),
+        np.asarray(mean_field(model, params, jnp.asarray(damaged))),
         np.asarray(posterior.mean),
     )
     return dict(zip(METHODS, estimates, strict=True)), pixels, np.asarray(posterior.std_err)
 
 
-@functools.cache
-def mean_field(model: pj.Product) -> Callable[[Params, Array], Array]:
-    """Return the compiled pass up and down of a batch [N, D]."""
-    one = functools.partial(pj.inference.reconstruct, model)
-    return jax.jit(jax.vmap(one, in_axes=(None, 0)))
+@functools.partial(jax.jit, static_argnames="model")
+def mean_field(model: pj.Product, params: Params, x: Array) -> Array:
+    """Return the pass up and down of a batch [N, D]."""
+    return jax.vmap(functools.partial(pj.inference.reconstruct, model, params))(x)
 
 
 def median_filter(images: Floats, shape: tuple[int, int]) -> Floats:

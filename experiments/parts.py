@@ -48,10 +48,9 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 import poejax as pj
-from experiments import logistic, rbm_recipe, runs
+from experiments import encoders, logistic, rbm_recipe, runs
 from experiments.scoring import spread
 from poejax import datasets, plotting
-from poejax.types import Array
 
 Floats = npt.NDArray[np.float32]
 REPRESENTATIONS = ("RBM", "k-means", "pixels")
@@ -151,20 +150,23 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             ("k-means", centroids.T),
             ("k-means, centred", (centroids - mean_image).T),
         ):
-            ratio, size = participation_ratio(filters), radius(filters, data.shape)
+            ratio, size = (
+                encoders.participation_ratio(filters),
+                encoders.radius(filters, data.shape),
+            )
             locality["participation_ratio"].setdefault(name, []).append(float(ratio.mean()))
             locality["radius"].setdefault(name, []).append(float(size.mean()))
-        encoders: dict[str, Callable[[Floats], Any]] = {
-            "RBM": functools.partial(hidden_means(trainer.model), params),
-            "k-means": functools.partial(triangle, clusters.centroids),
+        encode_by: dict[str, Callable[[Floats], Any]] = {
+            "RBM": functools.partial(encoders.hidden_means, trainer.model, params),
+            "k-means": functools.partial(encoders.triangle, clusters.centroids),
             "pixels": lambda x: x,
         }
-        with runs.progress(len(encoders), f"classifying, seed {seed}", "features") as bar:
-            for name, encode in encoders.items():
+        with runs.progress(len(encode_by), f"classifying, seed {seed}", "features") as bar:
+            for name, encode in encode_by.items():
                 if name == "pixels" and seed:  # they have no seed
                     errors[name][seed] = errors[name][0]
                 else:
-                    x_pool, x_test = standardized(encode, images, pool, test)
+                    x_pool, x_test = encoders.standardized(encode, images, pool, test)
                     errors[name][seed] = logistic.few_label_errors(
                         (x_pool, pool_labels),
                         (x_test, test_labels),
@@ -196,64 +198,10 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     return runs.write_results(workdir, config, results, start)
 
 
-def participation_ratio(w: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return over how large a share of its inputs each filter of `w` [D, K] is spread, [K].
-
-    PR_k = (Σ_i w_ik²)² / (D Σ_i w_ik⁴), in [1/D, 1]: m/D for m equal weights among zeros.
-    """
-    square = np.asarray(w, np.float64) ** 2
-    return np.asarray(square.sum(axis=0) ** 2 / (len(square) * (square**2).sum(axis=0)))
-
-
-def radius(w: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Return how far the squared weights of `w` [D, K] lie from their centre, in pixels, [K].
-
-    R_k = √(Σ_i p_ik ‖r_i - Σ_j p_jk r_j‖²), p_ik = w_ik² / Σ_j w_jk², r_i the place of pixel i.
-    """
-    square = np.asarray(w, np.float64) ** 2
-    p = square / square.sum(axis=0)
-    places = np.indices(shape).reshape(2, -1)
-    return np.asarray(np.sqrt((places**2).sum(axis=0) @ p - ((places @ p) ** 2).sum(axis=0)))
-
-
-def triangle(centroids: Array, x: npt.ArrayLike) -> Array:
-    """Return max(0, mean_k d_nk - d_nk) [N, K], d_nk = ‖x_n - c_k‖, of a batch [N, D].
-
-    Source: Coates, Ng & Lee (2011), An analysis of single-layer networks in unsupervised feature
-    learning, section 3.2.
-    """
-    x = jnp.asarray(x)
-    products = jnp.matmul(x, centroids.T, precision="highest")
-    squares = jnp.sum(x**2, axis=1)[:, None] - 2 * products + jnp.sum(centroids**2, axis=1)
-    distances = jnp.sqrt(jnp.maximum(squares, 0))
-    return jnp.maximum(0, distances.mean(axis=1, keepdims=True) - distances)
-
-
-@functools.cache
-def hidden_means(model: pj.Product) -> Callable[..., Array]:
-    """Return the compiled features of a batch [N, D] of probabilities."""
-    one = functools.partial(pj.inference.features, model)
-    return jax.jit(jax.vmap(one, in_axes=(None, 0)))
-
-
 def upper(split: datasets.Split) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
     """Return the digits 5-9 of a split."""
     keep = split.labels >= 5
     return split.images[keep], split.labels[keep]
-
-
-def standardized(
-    encode: Callable[[Floats], Any], unlabelled: Any, pool: Any, test: Any
-) -> tuple[Floats, Floats]:
-    """Return features of pool and test, less the mean and over the RMS of the unlabelled ones."""
-    known, *others = (
-        np.asarray(encode(images / np.float32(255)), np.float32)
-        for images in (unlabelled, pool, test)
-    )
-    mean = known.mean(axis=0)
-    scale = np.sqrt(np.mean((known - mean) ** 2))
-    first, second = ((features - mean) / scale for features in others)
-    return first, second
 
 
 def summary(errors: npt.NDArray[np.float64], config: Config) -> dict[str, Any]:

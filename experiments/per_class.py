@@ -272,12 +272,11 @@ def errors_figure(results: dict[str, Any]) -> Figure:
     figure = Figure((6, 2.6), dpi=150, layout="tight")
     axes = figure.add_subplot(xlabel=f"test error, % of {results['test_examples']}; dots: seeds")
     for k, (name, figures) in enumerate(results["test_error"].items()):
-        bar = axes.barh(k, 100 * figures["mean"], 0.6, color="C0" if "RBM" in name else "C1")
-        axes.bar_label(bar, fmt="%.2f", padding=14)
+        axes.barh(k, 100 * figures["mean"], 0.6, color="C0" if "RBM" in name else "C1")
         axes.plot([100 * v for v in figures["per_seed"]], [k] * len(figures["per_seed"]), "k.")
-    axes.set_yticks(range(len(results["test_error"])), list(results["test_error"]))
+    names = [f"{n}: {100 * f['mean']:.2f}" for n, f in results["test_error"].items()]
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.margins(x=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

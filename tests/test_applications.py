@@ -15,7 +15,16 @@ from scipy import ndimage, stats
 from sklearn.metrics import roc_auc_score
 
 import poejax as pj
-from experiments import denoising, logistic, parts, per_class, ranking, rbm_recipe, scoring
+from experiments import (
+    denoising,
+    encoders,
+    logistic,
+    parts,
+    per_class,
+    ranking,
+    rbm_recipe,
+    scoring,
+)
 from poejax import datasets
 
 APPLICATIONS = {
@@ -109,10 +118,10 @@ def test_locality_measures():
     w[[0, 1, 5, 6], 0] = 2.0, -2.0, 2.0, 2.0  # a 2x2 patch of 4x5 pixels
     w[:, 1] = 0.3
     w[7, 2] = -1.0
-    np.testing.assert_allclose(parts.participation_ratio(w), [4 / 20, 1, 1 / 20])
-    np.testing.assert_allclose(parts.participation_ratio(-5 * w), [4 / 20, 1, 1 / 20])
+    np.testing.assert_allclose(encoders.participation_ratio(w), [4 / 20, 1, 1 / 20])
+    np.testing.assert_allclose(encoders.participation_ratio(-5 * w), [4 / 20, 1, 1 / 20])
     expected = [np.sqrt(0.5), np.sqrt((16 - 1) / 12 + (25 - 1) / 12), 0]
-    np.testing.assert_allclose(parts.radius(w, (4, 5)), expected, atol=1e-7)
+    np.testing.assert_allclose(encoders.radius(w, (4, 5)), expected, atol=1e-7)
 
 
 def test_triangle_features_are_those_of_the_paper():
@@ -120,7 +129,7 @@ def test_triangle_features_are_those_of_the_paper():
     x, centroids = rng.random((7, 5)), rng.random((4, 5))
     d = np.array([[np.linalg.norm(a - c) for c in centroids] for a in x])
     expected = np.maximum(0, d.mean(axis=1, keepdims=True) - d)
-    np.testing.assert_allclose(parts.triangle(jnp.asarray(centroids), x), expected, atol=1e-5)
+    np.testing.assert_allclose(encoders.triangle(jnp.asarray(centroids), x), expected, atol=1e-5)
 
 
 def test_median_filter_is_scipys():
