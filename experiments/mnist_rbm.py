@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 import poejax as pj
-from experiments import digit_report, runs
+from experiments import digit_report, rbm_recipe, runs
 from poejax import checkpoint, datasets, training
 
 
@@ -136,50 +136,25 @@ def build(config: Config) -> Problem:
     if config.batch_size > num_rows:
         raise ValueError(f"batch_size: expected at most {num_rows}, got {config.batch_size}")
     model = pj.models.rbm(num_visible, config.num_hidden)
-    estimator: Any
-    if config.estimator == "pcd":
-        estimator = pj.estimators.pcd(model, config.num_chains, num_steps=config.num_gibbs_steps)
-    else:
-        estimator = pj.estimators.cd(model, num_steps=config.num_gibbs_steps)
-    if config.centered:
-        estimator = pj.estimators.centered(estimator, model)
+    estimator = rbm_recipe.make_estimator(
+        model, config.estimator, config.num_chains, config.num_gibbs_steps, config.centered
+    )
     steps_per_epoch = num_rows // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
-    held = int(0.3 * num_steps)
-    schedule = optax.join_schedules(
-        [
-            optax.constant_schedule(config.learning_rate),
-            optax.linear_schedule(
-                config.learning_rate, 0.02 * config.learning_rate, num_steps - held
-            ),
-        ],
-        [held],
-    )
-    tx = optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=training.weights_only),
-        optax.sgd(schedule),
-    )
+    tx = rbm_recipe.optimizer(config.learning_rate, config.weight_decay, num_steps)
     preprocess = getattr(datasets, config.binarization)
     return Problem(data, model, estimator, tx, preprocess, steps_per_epoch)
 
 
 def initial_state(config: Config, problem: Problem) -> training.TrainState:
-    """Return the state at step 0, visible biases at the base rates (Hinton 2010, section 8)."""
-    key = jax.random.key(config.seed)
-    params_key, binary_key, train_key = jax.random.split(key, 3)
-    params = problem.model.init(params_key)
-    images = jnp.asarray(problem.data.train.images)
-    x = problem.preprocess(binary_key, images)
-    params["bias"]["field"] = problem.model.visible.fit_field(x, smoothing=0.01)
-    return training.init(
-        train_key,
+    """Return the state at step 0."""
+    return rbm_recipe.initial_state(
+        jax.random.key(config.seed),
         problem.model,
         problem.estimator,
         problem.tx,
-        images,
-        params=params,
-        preprocess=problem.preprocess,
-        average=True,
+        jnp.asarray(problem.data.train.images),
+        problem.preprocess,
     )
 
 

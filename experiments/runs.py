@@ -7,7 +7,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,3 +129,56 @@ def machine() -> str:
 def jsonable(config: Any) -> dict[str, Any]:
     """Return the fields of a config dataclass as JSON holds them."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def at_least(config: Any, low: float, *names: str) -> None:
+    """Raise ValueError unless the fields of these names are numbers >= `low`."""
+    for name in names:
+        if not getattr(config, name) >= low:
+            raise ValueError(f"{name}: expected at least {low}, got {getattr(config, name)}")
+
+
+def write_results(
+    workdir: Path, config: Any, results: dict[str, Any], start: float
+) -> dict[str, Any]:
+    """Write results.json, with config, machine and seconds since `start`; returns all of it."""
+    results = results | {
+        "seconds": round(time.perf_counter() - start, 1),
+        "machine": machine(),
+        "config": jsonable(config),
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "results.json", results)
+    return results
+
+
+def run_study(
+    presets: Mapping[str, ConfigT],
+    description: str,
+    name: str,
+    study: Callable[[ConfigT, Path], dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+) -> int:
+    """Run a study that needs no resuming from the command line; returns the exit status.
+
+    Args:
+      presets: configs by `--preset`, each with fields `preset` and `workdir`.
+      description: help of the command line.
+      name: folder under runs/ unless the config names a workdir; what lies there is replaced.
+      study: `(config, workdir) -> results`, which writes figures and results.json.
+      table: what to print of the results.
+    """
+    try:
+        config: Any = parse(presets, description)
+        workdir = config.workdir or Path("runs") / name / config.preset
+        results = study(config, workdir)
+    except (FloatingPointError, OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(table(results))
+    print(f"{results['seconds']:.0f} s; {results['machine']}")
+    print(f"figures and results.json: {workdir}")
+    return 0
