@@ -92,6 +92,15 @@ def same_structure(name: str, tree: Any, expected: Any, optional: tuple[str, ...
             raise ValueError(f"{name}{path}: expected shape {wanted}, got {found_leaves[path]}")
 
 
+def kernel_factory(name: str, value: Any) -> None:
+    """Require None or a function from a product to a kernel."""
+    if value is not None and (not callable(value) or hasattr(value, "step")):
+        raise TypeError(
+            f"{name}: expected a function from a product to its kernel, such as "
+            f"kernels.block_gibbs, got {value!r}"
+        )
+
+
 def leaf_name(path: Any) -> str:
     """Return the path of a leaf as it would be written in Python, e.g. ['hidden']['w']."""
     return jax.tree_util.keystr(path)

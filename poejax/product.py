@@ -114,6 +114,7 @@ class Product(Expert):
 
         Raises:
           ValueError: if there is no such expert.
+          TypeError: if a value is not boolean.
         """
         masked = dict(params)
         for name, is_present in present.items():
@@ -121,6 +122,8 @@ class Product(Expert):
             if expert is None:
                 raise ValueError(f"present: expected names of {list(self.experts)}, got {name!r}")
             _checks.shape(name, is_present, (), "one event; use jax.vmap for a batch")
+            if jnp.result_type(is_present) != jnp.bool_:
+                raise TypeError(f"{name}: expected a boolean, got {is_present!r}")
             if isinstance(expert, Product):
                 masked[name] = expert.mask(
                     params[name], **dict.fromkeys(expert.experts, is_present)
@@ -145,8 +148,16 @@ class Product(Expert):
         """Raise ValueError unless `params` has this model's structure, shapes and finite values."""
         expected = jax.eval_shape(self.init, jax.random.key(0))
         _checks.same_structure("params", params, expected, optional=("beta", "present"))
-        heard = {name: combine.split_present(params[name])[0] for name in self.experts}
-        _checks.finite("params", heard)
+        _checks.finite("params", self._heard(params))
+
+    def _heard(self, params: Params) -> Params:
+        """Return the parameters with those of absent experts replaced by ones."""
+        return {
+            name: expert._heard(params[name])
+            if isinstance(expert, Product)
+            else combine.split_present(params[name])[0]
+            for name, expert in self.items
+        }
 
 
 def product(visible: Unit, **experts: Expert) -> Product:

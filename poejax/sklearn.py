@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from poejax import diagnostics, inference, models, training
+from poejax import _checks, diagnostics, inference, models, training
 from poejax.estimators import centered, pcd
 from poejax.product import Product
 from poejax.types import Array, Estimator, Params
@@ -158,7 +158,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @property
     def _n_features_out(self) -> int:
-        return self.n_components
+        return len(self.components_)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_state")
@@ -198,6 +198,12 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return x
 
     def _start(self, x: Matrix) -> None:
+        for name in ("n_components", "batch_size", "n_iter", "n_chains", "n_gibbs_steps"):
+            _checks.positive_int(name, getattr(self, name))
+        if not (isinstance(self.learning_rate, (int, float)) and self.learning_rate > 0):
+            raise ValueError(
+                f"learning_rate: expected a positive number, got {self.learning_rate!r}"
+            )
         self.random_state_ = check_random_state(self.random_state)
         key = jax.random.key(self.random_state_.randint(np.iinfo(np.int32).max))
         self.model_ = models.rbm(x.shape[1], self.n_components)

@@ -83,6 +83,7 @@ def init(
         params = model.init(params_key)
     else:
         model.check_params(params)
+        _refuse_settings(model, params)
         params = jax.tree.map(jnp.asarray, params)
     propriety.require_proper(model, params)
     return TrainState(
@@ -223,6 +224,16 @@ def _update(
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((grads, params))])
     state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key)
     return state, Metrics(info, optax.tree.norm(grads)), finite
+
+
+def _refuse_settings(model: Product, params: Params) -> None:
+    """Raise if `params` hold leaves that set a temperature or leave an expert out."""
+    trained = jax.eval_shape(model.init, jax.random.key(0))
+    if len(jax.tree.leaves(params)) != len(jax.tree.leaves(trained)):
+        raise ValueError(
+            "params: expected parameters as `model.init` gives them, got some with a leaf 'beta' "
+            "or 'present', which the optimizer would change; temper or mask after training"
+        )
 
 
 def _check_data(estimator: Estimator, model: Product, name: str, x: PyTree) -> None:

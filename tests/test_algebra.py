@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import poejax as pj
@@ -94,12 +95,45 @@ def test_a_nested_product_is_left_out_whole(random_params):
     np.testing.assert_array_equal(model.log_factors(params, BINARY.states()[7])[1:], np.zeros(5))
 
 
+def test_a_nested_product_that_is_absent_may_hold_anything(random_params):
+    inner = pj.product(BINARY, image=IMAGE, present=experts.Bias(BINARY))
+    model = pj.product(BINARY, bias=experts.Bias(BINARY), inner=inner)
+    params = random_params(model)
+    params["inner"] = jax.tree.map(lambda leaf: leaf * jnp.nan, params["inner"])
+    alone = pj.product(BINARY, bias=experts.Bias(BINARY))
+    expected = pj.exact.log_z(alone, {"bias": params["bias"]})
+    found = pj.exact.log_z(model, model.mask(params, inner=False))
+    assert float(found) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_an_absent_energy_has_no_slope():
+    singular = experts.Neural(
+        REALS, lambda key: {"a": jnp.ones(()), "b": jnp.zeros(())},
+        lambda phi, x: jnp.sum(x**2) / (phi["a"] - phi["b"]),
+    )  # fmt: skip
+    model = pj.product(REALS, energy=singular, broad=experts.Gaussian(REALS))
+    params = model.mask(model.init(jax.random.key(0)), energy=False)
+    x = jnp.array([0.3, -1.0, 2.0])
+    found = jax.grad(model.log_density, argnums=1)(params, x)
+    np.testing.assert_allclose(found, params["broad"]["mean"] - x, rtol=1e-5)
+
+
+def test_temperatures_and_masks_are_not_trained(random_params):
+    params, x = random_params(ONE), jnp.ones((2, 4))
+    estimator, tx = pj.estimators.exact(ONE), optax.sgd(0.1)
+    for bad in (ONE.temper(params, 0.5), ONE.mask(params, image=True)):
+        with pytest.raises(ValueError, match="which the optimizer would change"):
+            pj.training.init(jax.random.key(0), ONE, estimator, tx, x, params=bad)
+
+
 def test_bad_masks(random_params):
     params = random_params(BOTH)
     with pytest.raises(ValueError, match=r"present: expected names of \['bias', .*got 'sound'"):
         BOTH.mask(params, sound=False)
     with pytest.raises(ValueError, match=r"text: expected shape \(\)"):
         BOTH.mask(params, text=jnp.ones(3, bool))
+    with pytest.raises(TypeError, match="text: expected a boolean, got 1"):
+        BOTH.mask(params, text=1)
 
 
 def test_weighted_gaussians_have_their_closed_form():
@@ -152,6 +186,37 @@ def test_a_mixture_adds_densities():
     ]
     expected = jnp.logaddexp(*parts)
     assert float(model.log_density(params, x)) == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("visible", [units.GaussianDiag(1), units.Gaussian(2)], ids=str)
+def test_a_mixture_of_far_members_keeps_its_digits(visible):
+    members = {name: experts.Gaussian(visible) for name in ("a", "b")}
+    model = pj.product(visible, pair=experts.mixture(visible, **members))
+    params = model.init(jax.random.key(0))
+    for name, mean in (("a", 100.0), ("b", -30.0)):
+        leaves = params["pair"]["members"][name]
+        leaves["mean"] = jnp.full_like(leaves["mean"], mean)
+        leaves["log_precision"] = jnp.full_like(leaves["mean"], jnp.log(1e4))
+    assert pj.exact.method(model) == "latent enumeration"
+    assert float(pj.exact.log_z(model, params)) == pytest.approx(0.0, abs=1e-4)
+    slope = jax.grad(lambda p: pj.exact.log_z(model, p))(params)["pair"]["logits"]
+    np.testing.assert_allclose(slope, np.zeros(2), atol=1e-4)
+
+
+def test_a_tempered_mixture_is_finite_far_out():
+    visible = units.GaussianDiag(2)
+    model = pj.product(visible, m=experts.GaussianMixture(visible, 2, joint=True))
+    params = model.temper(model.init(jax.random.key(0)), 0.7)
+    x = jnp.array([[-524288.0] * 2, [-1e6] * 2])
+    found = jax.jit(jax.vmap(model.log_density, (None, 0)))(params, x)
+    # Of both components' means of order one, far out only |x|² counts.
+    np.testing.assert_allclose(found, -0.35 * (np.asarray(x, float) ** 2).sum(1), rtol=1e-4)
+
+
+def test_an_energy_without_parameters_can_be_tempered():
+    energy = experts.Neural(REALS, lambda key: {}, lambda phi, x: jnp.sum(x**2))
+    params = energy.temper(energy.init(jax.random.key(0)), 0.5)
+    assert float(energy.log_factors(params, jnp.ones(3))[0]) == -1.5
 
 
 def test_a_neural_expert_says_what_it_needs():

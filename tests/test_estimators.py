@@ -235,3 +235,24 @@ def test_what_cannot_be_centred_is_refused():
 def test_bad_estimator_arguments(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_kernels_of_another_model_are_refused():
+    model, other = pj.models.rbm(4, 3), pj.models.rbm(4, 2)
+    wrong = pj.kernels.block_gibbs(other)
+    for build in (
+        lambda kernel: pj.estimators.cd(model, kernel),
+        lambda kernel: pj.estimators.pcd(model, 10, kernel),
+        lambda kernel: pj.estimators.imputed(pj.estimators.cd(model), model, kernel),
+    ):
+        with pytest.raises(ValueError, match="kernel: expected one of Product"):
+            build(wrong)
+        with pytest.raises(TypeError, match="kernel: expected a kernel such as"):
+            build(pj.kernels.block_gibbs)
+    incomplete = pj.estimators.imputed(pj.estimators.cd(model), model)
+    with pytest.raises(ValueError, match="estimator: expected an estimator for complete events"):
+        pj.estimators.centered(incomplete, model)
+    with pytest.raises(ValueError, match="a: expected an estimator for complete events"):
+        pj.estimators.blend(model, a=(incomplete, 1.0))
+    with pytest.raises(TypeError, match=r"a: expected \(estimator, weight\)"):
+        pj.estimators.blend(model, a=pj.estimators.cd(model))

@@ -197,3 +197,16 @@ def test_log_prob_is_the_density_of_draws():
     log_p = np.asarray(jax.vmap(lambda v: pj.exact.log_prob(model, params, v, log_z))(x), float)
     entropy = stats.t(3).entropy() - 0.5 * np.log(3)  # y = t √(α / (2ν - 1))
     assert abs(log_p.mean() + entropy) < 4.5 * log_p.std() / np.sqrt(len(log_p))
+
+
+@pytest.mark.parametrize("power", [2, 4])
+def test_a_density_that_grows_is_refused(power):
+    line = units.GaussianDiag(1)
+    growing = experts.Neural(
+        line, lambda key: jnp.zeros(()), lambda phi, x: -0.5 * jnp.sum(x**power)
+    )
+    model = pj.product(line, growing=growing)
+    params = model.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"log_z \(quadrature\): expected"):
+        pj.exact.log_z(model, params)
+    assert not np.isfinite(jax.jit(lambda p: pj.exact.log_z(model, p))(params))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
+from poejax.estimators.missing import refuse_incomplete
 from poejax.experts import Bias, HiddenBank
 from poejax.product import Product
 from poejax.types import Array, Estimator, EstimatorInfo, Event, LossInfo, Params
@@ -108,6 +109,7 @@ def centered(
     Source: Montavon & Müller (2012); Melchior, Fischer & Wiskott (2016), Algorithm 1.
     """
     _checks.fraction("decay", decay)
+    refuse_incomplete("estimator", estimator)
     for name, expert in model.items:
         if isinstance(expert, Product):
             raise ValueError(

@@ -5,13 +5,27 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from poejax.kernels import block_gibbs
 from poejax.product import Product
-from poejax.types import Array, EstimatorInfo, Event, Params
+from poejax.types import Array, EstimatorInfo, Event, Kernel, Params
 
 
 def mean_log_density(model: Product, params: Params, x: Event) -> Array:
     """Return the mean unnormalised log density of a batch."""
     return jnp.mean(jax.vmap(model.log_density, in_axes=(None, 0))(params, x))
+
+
+def own_kernel(model: Product, kernel: Kernel | None) -> Kernel:
+    """Return `kernel` if it samples `model`, block Gibbs if it is None."""
+    if kernel is None:
+        return block_gibbs(model)
+    if not hasattr(kernel, "step"):
+        raise TypeError(
+            f"kernel: expected a kernel such as kernels.block_gibbs(model), got {kernel!r}"
+        )
+    if (found := getattr(kernel, "model", model)) != model:
+        raise ValueError(f"kernel: expected one of {model}, got one of {found}")
+    return kernel
 
 
 def surrogate(model: Product, params: Params, x_data: Event, x_model: Event) -> Array:

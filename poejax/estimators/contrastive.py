@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks, chains
-from poejax.estimators.common import contrast
-from poejax.kernels import block_gibbs
+from poejax.estimators.common import contrast, own_kernel
 from poejax.product import Product
 from poejax.types import Array, EstimatorInfo, Event, Kernel, Params
 
@@ -77,10 +76,14 @@ def cd(model: Product, kernel: Kernel | None = None, num_steps: int = 1) -> Cont
       kernel: transition kernel; block Gibbs when None.
       num_steps: k >= 1.
 
+    Raises:
+      ValueError: if `kernel` samples another model, or `num_steps` is not positive.
+      TypeError: if `kernel` is none.
+
     Source: Hinton (2002), section 3.
     """
     return ContrastiveDivergence(
-        model, kernel or block_gibbs(model), _checks.positive_int("num_steps", num_steps)
+        model, own_kernel(model, kernel), _checks.positive_int("num_steps", num_steps)
     )
 
 
@@ -97,12 +100,16 @@ def pcd(
       kernel: transition kernel; block Gibbs when None.
       num_steps: steps of every chain per update.
 
+    Raises:
+      ValueError: if `kernel` samples another model, or a count is not positive.
+      TypeError: if `kernel` is none.
+
     Source: Younes (1989); Tieleman (2008).
     """
     return PersistentContrastiveDivergence(
         model,
         _checks.positive_int("num_chains", num_chains),
-        kernel or block_gibbs(model),
+        own_kernel(model, kernel),
         _checks.positive_int("num_steps", num_steps),
     )
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from poejax.estimators.missing import refuse_incomplete
 from poejax.inference.classify import class_log_probs, label_unit
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Params
@@ -116,7 +117,10 @@ def blend(model: Product, **terms: tuple[Estimator, float]) -> Blend:
     """
     if not terms:
         raise ValueError("blend: expected at least one estimator, got none")
-    for name, (estimator, _) in terms.items():
+    for name, term in terms.items():
+        if not (isinstance(term, tuple) and len(term) == 2 and hasattr(term[0], "grad")):
+            raise TypeError(f"{name}: expected (estimator, weight), got {term!r}")
+        refuse_incomplete(name, estimator := term[0])
         if (found := getattr(estimator, "model", model)) != model:
             raise ValueError(f"{name}: expected an estimator of {model}, got one of {found}")
     return Blend(model, tuple((n, estimator, float(w)) for n, (estimator, w) in terms.items()))

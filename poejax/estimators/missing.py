@@ -6,9 +6,10 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from poejax import _checks, chains
-from poejax.kernels import block_gibbs
+from poejax.estimators.common import own_kernel
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Kernel, Params, PyTree
 
@@ -71,7 +72,7 @@ class Imputed:
             key = jax.random.fold_in(run_key, index)
             return chains.step_all(key, self.kernel, params, states)[0], None
 
-        states, _ = jax.lax.scan(body, states, jax.numpy.arange(self.num_steps))
+        states, _ = jax.lax.scan(body, states, jnp.arange(self.num_steps))
         return states.x
 
 
@@ -91,11 +92,23 @@ def imputed(
       num_steps: their steps per batch, from a random start at the missing sites.
 
     Returns:
-      An estimator whose data and batches are `Incomplete(x, observed)`.
+      An estimator whose data and batches are `Incomplete(x, observed)`; the outermost one: wrap it
+      around `centered` and `blend`, not the other way round.
+
+    Raises:
+      ValueError: if `kernel` samples another model, or `num_steps` is not positive.
+      TypeError: if `kernel` is none.
 
     Source: Ghahramani & Jordan (1994), Supervised learning from incomplete data via an EM
     approach; Younes (1989) for the stochastic gradient.
     """
-    return Imputed(
-        estimator, model, kernel or block_gibbs(model), _checks.positive_int("num_steps", num_steps)
-    )
+    num_steps = _checks.positive_int("num_steps", num_steps)
+    return Imputed(estimator, model, own_kernel(model, kernel), num_steps)
+
+
+def refuse_incomplete(name: str, estimator: Estimator) -> None:
+    """Raise ValueError if `estimator` takes incomplete events, which its wrappers do not."""
+    if isinstance(estimator, Imputed):
+        raise ValueError(
+            f"{name}: expected an estimator for complete events; put `imputed` outside"
+        )

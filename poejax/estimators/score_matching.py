@@ -114,7 +114,7 @@ def denoising_score_matching(model: Product, noise_scale: float) -> DenoisingSco
     Source: Vincent (2011), A connection between score matching and denoising autoencoders.
     """
     _require_real(model)
-    if not (isinstance(noise_scale, (int, float)) and 0 < noise_scale < math.inf):
+    if jnp.shape(noise_scale) != () or not 0 < noise_scale < math.inf:
         raise ValueError(f"noise_scale: expected a positive finite number, got {noise_scale!r}")
     return DenoisingScoreMatching(model, float(noise_scale))
 

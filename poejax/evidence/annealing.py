@@ -178,6 +178,7 @@ def ais_init(
     propriety.require_proper(model, params)
     _warn_if_base_is_light(model, params, base)
     _check_betas(betas)
+    _checks.kernel_factory("kernel", kernel)
     if reverse_from is not None:
         model.visible.check("reverse_from", reverse_from)
         _checks.one_row_per_chain("reverse_from", reverse_from, num_chains)

@@ -105,8 +105,21 @@ class Expert(abc.ABC):
 
 def set_beta(params: Params, beta: Array | float) -> Params:
     """Return `params` with the leaf `beta` multiplied in, in the parameters' own dtype."""
-    beta = jnp.asarray(beta, jnp.result_type(*jax.tree.leaves(params)))
+    leaves = jax.tree.leaves(params) or [0.0]  # an expert may have no parameters
+    beta = jnp.asarray(beta, jnp.result_type(*leaves))
     return params | {"beta": beta * params.get("beta", 1.0)}
+
+
+def tempered_logsumexp(beta: Array | float, v: Array, axis: int = -1) -> Array:
+    """Return log Σ exp(beta v) along an axis.
+
+    The largest is taken off before beta is multiplied on: compilers contract beta v - max to one
+    rounding, which for |v| beyond 1e7 no longer cancels with that of the maximum.
+    """
+    top = jax.lax.stop_gradient(jnp.max(v, axis=axis, keepdims=True))
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    rest = jnp.log(jnp.sum(jnp.exp(beta * (v - top)), axis=axis))
+    return beta * jnp.squeeze(top, axis) + rest
 
 
 def get_beta(params: Params) -> Array | float:

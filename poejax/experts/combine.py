@@ -78,7 +78,8 @@ def split_present(params: Params) -> tuple[Params, Array | None]:
     They go in before any arithmetic: whatever an absent expert holds, NaN included, reaches
     neither values nor gradients. Parameters are unconstrained, so ones are valid.
     """
-    if "present" not in params:
+    # A nested product may hold an expert of that name.
+    if "present" not in params or isinstance(params["present"], dict):
         return params, None
     present = params["present"] > 0.5
     kept = {name: value for name, value in params.items() if name != "present"}
@@ -89,16 +90,18 @@ def split_present(params: Params) -> tuple[Params, Array | None]:
 def log_factors(expert: Expert, params: Params, x: Event) -> Array:
     """Return the expert's votes, zeros if it is left out."""
     params, present = split_present(params)
-    votes = expert.log_factors(params, x)
-    return votes if present is None else zero_unless(present, votes)
+    if present is None:
+        return expert.log_factors(params, x)
+    # The event is taken away too, or its gradient could be 0 · NaN.
+    return zero_unless(present, expert.log_factors(params, zero_unless(present, x)))
 
 
 def log_joint(expert: Expert, params: Params, x: Event, z: Latent) -> Array:
     """Return the expert's joint, without x if it is left out."""
     params, present = split_present(params)
-    joint = expert.log_joint(params, x, z)
     if present is None:
-        return joint
+        return expert.log_joint(params, x, z)
+    joint = expert.log_joint(params, zero_unless(present, x), z)
     idle = 0.0 if expert.is_opaque else idle_log_weight(expert, params, z)
     return jnp.where(present, joint, idle)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks
-from poejax.experts.base import Expert, get_beta, set_beta
+from poejax.experts.base import Expert, get_beta, set_beta, tempered_logsumexp
 from poejax.experts.gaussian import require_real
 from poejax.experts.tails import Tails, as_float64, bounded
 from poejax.types import Array, Event, Field, Latent, Params
@@ -56,7 +56,7 @@ class GaussianMixture(Expert):
         return {"logits": jnp.zeros(shape), "mean": mean, "log_precision": jnp.zeros_like(mean)}
 
     def log_factors(self, params: Params, x: Event) -> Array:
-        return jax.nn.logsumexp(self._log_joints(params, x), axis=-1)
+        return tempered_logsumexp(get_beta(params), self._untempered(params, x))
 
     def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
         # Through centred residuals, not the field: μᵀΛμ would cancel badly far from zero.
@@ -102,8 +102,11 @@ class GaussianMixture(Expert):
 
     def _log_joints(self, params: Params, x: Event) -> Array:
         """Return beta log (π_mk N(x_m; μ_mk, 1/λ_mk)), [M, K]."""
+        return get_beta(params) * self._untempered(params, x)
+
+    def _untempered(self, params: Params, x: Event) -> Array:
         x = self.visible.linear_statistic(x).reshape(self.num_factors, 1, -1)
         half_log = 0.5 * params["log_precision"]
         residual = jnp.exp(half_log) * (x - params["mean"])
         log_normal = jnp.sum(half_log - HALF_LOG_2PI - 0.5 * residual**2, axis=-1)
-        return get_beta(params) * (jax.nn.log_softmax(params["logits"], axis=-1) + log_normal)
+        return jax.nn.log_softmax(params["logits"], axis=-1) + log_normal

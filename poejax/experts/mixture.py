@@ -66,10 +66,15 @@ class Mixture(Expert):
     def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
         if self.is_opaque:
             return self.log_factors(params, x)[0]
-        return super().log_joint(params, x, z)
+        # Member by member, not through the field: each knows how to keep its digits.
+        total = self._log_share(params, z)
+        for chosen, name, expert, member in self._each(params, z["choice"]):
+            used = expert.log_joint(member, x, z["members"][name])
+            total += jnp.where(chosen, used, idle_log_weight(expert, member, z["members"][name]))
+        return total
 
     def latent_log_weight(self, params: Params, z: Latent) -> Array:
-        total = get_beta(params) * jnp.sum(z["choice"] * jax.nn.log_softmax(params["logits"]))
+        total = self._log_share(params, z)
         for chosen, name, expert, member in self._each(params, z["choice"]):
             used = expert.latent_log_weight(member, z["members"][name])
             idle = idle_log_weight(expert, member, z["members"][name])
@@ -113,6 +118,9 @@ class Mixture(Expert):
 
     def temper(self, params: Params, beta: Array | float) -> Params:
         return set_beta(params, beta)
+
+    def _log_share(self, params: Params, z: Latent) -> Array:
+        return get_beta(params) * jnp.sum(z["choice"] * jax.nn.log_softmax(params["logits"]))
 
     def _choice(self) -> Categorical:
         return Categorical(1, len(self.items))

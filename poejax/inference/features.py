@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poejax.experts import HiddenBank
+from poejax.experts import HiddenBank, combine
 from poejax.product import Product
 from poejax.types import Array, Event, Params
 
@@ -22,7 +22,7 @@ def features(
       bias: whether to add the hidden bias.
 
     Returns:
-      [H], in (0, 1) for binary hidden units.
+      [H], in (0, 1) for binary hidden units; zeros where a mask leaves the bank out.
 
     Raises:
       ValueError: if the product has no HiddenBank of that name.
@@ -32,13 +32,14 @@ def features(
     expert = model.experts.get(bank)
     if not isinstance(expert, HiddenBank):
         raise ValueError(f"bank: expected the name of a HiddenBank, got {bank!r}: {expert}")
-    bank_params = params[bank]
+    bank_params, present = combine.split_present(params[bank])
     if not bias:
         zeros = expert.hidden.shift_linear(
             bank_params["b"], -expert.hidden.linear_part(bank_params["b"])
         )
         bank_params = bank_params | {"b": zeros}
-    return expert.hidden.linear_statistic(expert.latent_mean(bank_params, x))
+    found = expert.hidden.linear_statistic(expert.latent_mean(bank_params, x))
+    return found if present is None else combine.zero_unless(present, found)
 
 
 def reconstruct(model: Product, params: Params, x: Event) -> Event:

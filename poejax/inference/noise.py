@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -46,31 +46,31 @@ class BitFlips:
     def corrupt(self, rng_key: Array, visible: Unit, x: Event) -> Event:
         """Draw y: each unit of one event flipped with probability `rate`."""
         flip_key, value_key = jax.random.split(rng_key)
+        _require_units("BitFlips", "discrete", visible, (Bernoulli, Spin, Categorical))
         x = visible.linear_statistic(x).reshape(jnp.shape(x))
         flip = jax.random.bernoulli(flip_key, self.rate, (visible.num_sites,))
         if isinstance(visible, Bernoulli):
             return jnp.where(flip, 1 - x, x)
         if isinstance(visible, Spin):
             return jnp.where(flip, -x, x)
-        if isinstance(visible, Categorical):
-            # A step of 1 to C - 1 along the ring of classes: any other, each as likely.
-            step = jax.random.randint(value_key, flip.shape, 1, visible.num_classes)
-            rolled = jax.vmap(jnp.roll)(x, step)
-            return jnp.where(flip[:, None], rolled, x)
-        raise _wrong_units("BitFlips", "discrete", visible)
+        assert isinstance(visible, Categorical)
+        # A step of 1 to C - 1 along the ring of classes: any other, each as likely.
+        step = jax.random.randint(value_key, flip.shape, 1, visible.num_classes)
+        rolled = jax.vmap(jnp.roll)(x, step)
+        return jnp.where(flip[:, None], rolled, x)
 
     def field(self, visible: Unit, y: Event) -> Params:
         """Return the field, shaped as that of a Bias."""
         rate = jnp.asarray(self.rate, jnp.result_type(float))
         log_odds = jnp.log1p(-rate) - jnp.log(rate)
+        _require_units("BitFlips", "discrete", visible, (Bernoulli, Spin, Categorical))
         y = visible.linear_statistic(y).reshape(jnp.shape(y))
         if isinstance(visible, Bernoulli):
             return (2 * y - 1) * log_odds
         if isinstance(visible, Spin):
             return 0.5 * y * log_odds
-        if isinstance(visible, Categorical):
-            return y * (log_odds + jnp.log(visible.num_classes - 1.0))
-        raise _wrong_units("BitFlips", "discrete", visible)
+        assert isinstance(visible, Categorical)
+        return y * (log_odds + jnp.log(visible.num_classes - 1.0))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["scale"], meta_fields=[])
@@ -91,11 +91,13 @@ class GaussianNoise:
 
     def corrupt(self, rng_key: Array, visible: Unit, x: Event) -> Event:
         """Draw y: one event plus noise."""
+        _require_units("GaussianNoise", "real visible", visible, (GaussianDiag, Gaussian))
         x = visible.linear_statistic(x)
         return x + self.scale * jax.random.normal(rng_key, x.shape, x.dtype)
 
     def field(self, visible: Unit, y: Event) -> Params:
         """Return the field, shaped as that of a Bias."""
+        _require_units("GaussianNoise", "real visible", visible, (GaussianDiag, Gaussian))
         log_scale = jnp.log(jnp.asarray(self.scale, jnp.result_type(float)))
         y = visible.linear_statistic(y)
         params = visible.init_field()
@@ -105,17 +107,18 @@ class GaussianNoise:
                 "linear": linear,
                 "log_precision": params["log_precision"] - 2 * log_scale,
             }
-        if isinstance(visible, Gaussian):
-            return params | {"linear": linear, "log_diagonal": params["log_diagonal"] - log_scale}
-        raise _wrong_units("GaussianNoise", "real visible", visible)
+        return params | {"linear": linear, "log_diagonal": params["log_diagonal"] - log_scale}
 
 
-def _wrong_units(noise: str, expected: str, visible: Unit) -> ValueError:
-    return ValueError(f"noise: {noise} expects {expected} units, got {visible}")
+def _require_units(noise: str, expected: str, visible: Unit, kinds: tuple[type, ...]) -> None:
+    if not isinstance(visible, kinds):
+        raise ValueError(f"noise: {noise} expects {expected} units, got {visible}")
 
 
-def _open_interval(name: str, value: Array | float, low: float, high: float) -> None:
+def _open_interval(name: str, value: Any, low: float, high: float) -> None:
     # Under jax.tree functions a field may hold any object; only numbers are judged.
+    if isinstance(value, str):
+        raise TypeError(f"{name}: expected a number in ({low:g}, {high:g}), got {value!r}")
     if isinstance(value, (int, float)) or (_checks.is_concrete(value) and hasattr(value, "dtype")):
         _checks.shape(name, value, (), "one noise level")
         if not low < float(value) < high:

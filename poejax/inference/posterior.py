@@ -75,7 +75,9 @@ def denoise(
     Source: Geman & Geman (1984) for posterior sampling of images; the product view, Hinton (2002).
     """
     model.visible.check("noisy", noisy)
-    _check(rng_key, num_chains, num_steps, burn_in, batch_size)
+    if not hasattr(noise, "field"):
+        raise TypeError(f"noise: expected e.g. BitFlips(0.1) or GaussianNoise(0.5), got {noise!r}")
+    _check(rng_key, num_chains, num_steps, burn_in, batch_size, kernel)
     model.check_params(params)
     return _denoise(
         rng_key, model, params, noisy, noise, num_chains, num_steps, burn_in,
@@ -120,7 +122,7 @@ def inpaint(
     observed = per_row_masks(model, observed, num_rows)
     x = fill(model, x, observed)
     model.visible.check("x", x)
-    _check(rng_key, num_chains, num_steps, burn_in, batch_size)
+    _check(rng_key, num_chains, num_steps, burn_in, batch_size, kernel)
     model.check_params(params)
     return _inpaint(
         rng_key, model, params, x, observed, num_chains, num_steps, burn_in,
@@ -253,7 +255,15 @@ def _map_rows(
     return jax.lax.map(one, (keys, rows), batch_size=min(batch_size, num_rows))
 
 
-def _check(rng_key: Array, num_chains: int, num_steps: int, burn_in: int, batch_size: int) -> None:
+def _check(
+    rng_key: Array,
+    num_chains: int,
+    num_steps: int,
+    burn_in: int,
+    batch_size: int,
+    kernel: KernelFactory | None,
+) -> None:
+    _checks.kernel_factory("kernel", kernel)
     _checks.rng_key("rng_key", rng_key)
     if _checks.positive_int("num_chains", num_chains) < 2:
         raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
