@@ -182,8 +182,8 @@ def test_natural_images_small(tmp_path):
         (natural_images, ["--num-components", "25"], "num_components: expected 1 to 24"),
         (
             natural_images,
-            ["--exponent", "1.0"],
-            "exponent: expected more than 0.5 * overcompleteness = 1.0",
+            ["--wide-exponent", "0.5"],
+            "wide_exponent: expected more than 0.5",
         ),
         (source_recovery, ["--degrees", "2"], "degrees: expected more than 2"),
         (source_recovery, ["--num-sources", "1"], "num_sources: expected at least 2, got 1"),
