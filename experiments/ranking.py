@@ -90,7 +90,7 @@ PRESETS = {
         preset="full",
         dataset="mnist",
         rbm=rbm_recipe.Recipe(num_hidden=200, num_steps=10_000, weight_decay=1e-3),
-        mixture_sizes=(5, 10, 20, 50, 100),
+        mixture_sizes=(25, 50, 100, 200, 400),
     ),
     "smoke": Config(
         preset="smoke",
