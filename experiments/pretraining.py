@@ -55,19 +55,19 @@ class Config:
     """Seeds with more labels."""
     few_labels: int = 1_000
     """Up to so many labels, num_seeds seeds and all learning rates are run."""
-    pretraining_epochs: int = 30
+    pretraining_epochs: int = 60
     """Passes over the unlabelled images per layer."""
-    pretraining_rate: float = 0.1
+    pretraining_rate: float = 0.3
     """Learning rate of centred CD-1, lowered linearly to a hundredth over the second half."""
-    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    """Of Adam, lowered to zero along a cosine; above few_labels only the middle one, for time."""
-    min_updates: int = 400
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    """Of Adam, lowered to zero along a cosine; above few_labels only the (lower) middle one."""
+    min_updates: int = 800
     """Least number of updates of a network; decides the number of epochs when labels are few."""
     min_epochs: int = 15
     """Least number of epochs; decides it when there are many."""
     batch_size: int = 100
     """Examples per update; a quarter of the labelled set if that is less."""
-    together: int = 6
+    together: int = 4
     """Networks trained at once by vmap, up to few_labels labels; one by one above."""
     workdir: Path | None = None
     """Where the study lives; runs/pretraining/PRESET unless given."""
@@ -99,7 +99,7 @@ PRESETS = {
         preset="full",
         dataset="mnist",
         labels=(100, 300, 1_000, 10_000, 0),
-        pretraining_epochs=5,
+        pretraining_epochs=10,
     ),
     "smoke": Config(
         preset="smoke",

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 import poejax as pj
 from experiments import runs, supervised
@@ -93,7 +94,7 @@ def _is_few(config: Config, labels: int) -> bool:
 
 def _rates(config: Config, labels: int) -> tuple[float, ...]:
     rates = config.learning_rates
-    return rates if _is_few(config, labels) else (sorted(rates)[len(rates) // 2],)
+    return rates if _is_few(config, labels) else (sorted(rates)[(len(rates) - 1) // 2],)
 
 
 def _schedule(config: Config, num_labels: int) -> supervised.Options:
@@ -359,7 +360,7 @@ def draw(results: dict[str, Any], num_rows: int) -> Figure:
     """Draw box plots of test errors: a panel per number of labels, boxes per depth and arm."""
     kinds = errors_by_kind(results)
     panels = list(dict.fromkeys(labels for labels, _ in kinds))
-    figure = Figure((1 + 3 * len(panels), 3.6), layout="tight")
+    figure = Figure((1 + 3 * max(len(panels), 2), 3.8), layout="constrained")
     for k, labels in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), k + 1, xlabel="hidden layers")
         axes.set_title(f"{labels or num_rows:,} labels", fontsize="medium")
@@ -379,11 +380,11 @@ def draw(results: dict[str, Any], num_rows: int) -> Figure:
             )
             for box in boxes["boxes"]:
                 box.set(facecolor=colour, alpha=0.6)
-            axes.plot([], [], "s", color=colour, alpha=0.6, label=arm)
         axes.set_xticks(range(len(depths)), [str(depth) for depth in depths])
         axes.grid(color="0.9", axis="y")
         axes.spines[["top", "right"]].set_visible(False)
         if k == 0:
             axes.set_ylabel("test error (%)")
-            axes.legend(frameon=False, fontsize="small")
+    patches = [Patch(facecolor=c, alpha=0.6, label=arm) for arm, c in _COLOURS.items()]
+    figure.legend(handles=patches, ncols=3, frameon=False, loc="outside upper center")
     return figure
