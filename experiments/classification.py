@@ -60,19 +60,19 @@ class Config:
     """Hidden units of the RBM, and of the networks."""
     rbm_epochs: int = 60
     """Passes over the training images, without labels."""
-    rbm_rate: float = 0.1
+    rbm_rate: float = 0.5
     """Learning rate of the RBM."""
-    penalties: tuple[float, ...] = (1e-1, 1e-2, 1e-3)
+    penalties: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
     """L2 penalties that logistic regression chooses from."""
     regression_steps: int = 60
     """Steps of L-BFGS per penalty."""
     network_epochs: int = 60
     """Passes over the training set of either network."""
-    network_rate: float = 1e-3
+    network_rate: float = 3e-3
     """Learning rate of Adam, lowered to zero along a cosine."""
-    dropout: float = 0.3
+    dropout: float = 0.5
     """Probability that a hidden unit is dropped."""
-    input_dropout: float = 0.1
+    input_dropout: float = 0.0
     """Probability that a pixel is dropped."""
     joint_hidden: int = 1_000
     """Hidden units of the classification RBM."""
@@ -115,25 +115,26 @@ PRESETS = {
     "full": Config(
         preset="full",
         dataset="mnist",
-        rbm_epochs=20,
-        rbm_rate=0.05,
-        penalties=(1e-2, 1e-3, 1e-4),
-        network_epochs=25,
+        rbm_epochs=25,
+        network_epochs=30,
         joint_epochs=20,
     ),
     "smoke": Config(
         preset="smoke",
         dataset="digits",
         num_seeds=1,
+        batch_size=20,
         num_hidden=32,
         rbm_epochs=5,
         penalties=(1e-2, 1e-3),
         regression_steps=20,
         network_epochs=5,
-        network_rate=5e-3,
+        network_rate=2e-2,
         dropout=0.1,
+        input_dropout=0.0,
         joint_hidden=32,
         joint_epochs=5,
+        discriminative_rate=1e-2,
     ),
 }
 
@@ -169,9 +170,7 @@ def run_arm(
             average_decay=0.999,
             augment=classifiers.NoisyBits(config.input_dropout),
         )
-        return classifiers.fine_tune(
-            train_key, network, data, options, config.network_rate, report
-        )
+        return classifiers.fine_tune(train_key, network, data, options, config.network_rate, report)
     weights = {
         "generative": (0.0, 1.0),
         "discriminative": (1.0, 0.0),

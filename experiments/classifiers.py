@@ -188,11 +188,9 @@ def classification_rbm(num_pixels: int, num_hidden: int) -> pj.Product:
     return pj.product(visible, bias=pj.experts.Bias(visible), hidden=hidden)
 
 
-def label_rule(
-    model: pj.Product, discriminative: float, generative: float, num_chains: int
-) -> pj.types.Estimator:
-    """Weigh -log p(y | x) against -log p(x, y), the latter by PCD."""
-    terms = {
+def label_rule(model: pj.Product, discriminative: float, generative: float, num_chains: int) -> Any:
+    """Weigh -log p(y | x) against -log p(x, y), the latter by PCD; returns an estimator."""
+    terms: dict[str, tuple[Any, float]] = {
         "discriminative": (pj.estimators.discriminative(model), discriminative),
         "generative": (pj.estimators.pcd(model, num_chains), generative),
     }
@@ -203,7 +201,7 @@ def label_rule(
 def train_classification_rbm(
     rng_key: Array,
     model: pj.Product,
-    estimator: pj.types.Estimator,
+    estimator: Any,
     make_tx: Callable[[optax.Schedule], optax.GradientTransformation],
     learning_rate: float,
     data: dict[str, Examples],

@@ -108,9 +108,9 @@ PRESETS = {
         depths=(1, 2),
         layer_size=20,
         num_seeds=3,
-        pretraining_epochs=20,
-        learning_rates=(3e-3, 1e-2),
-        min_updates=60,
+        pretraining_epochs=60,
+        learning_rates=(1e-2, 3e-2),
+        min_updates=150,
         min_epochs=5,
     ),
 }

@@ -1,4 +1,4 @@
-"""The cells of the pre-training study: stacks, networks trained side by side, margins, box plots."""
+"""The cells of the pre-training study: stacks, networks side by side, margins, box plots."""
 
 from __future__ import annotations
 
@@ -197,19 +197,19 @@ def _train_group(
     labels, depth, _, _ = group[0]
     rates = _rates(config, labels)
     num_pixels = splits["train"].images.shape[1]
-    networks, rows, held_out = [], [], []
+    networks, row_lists, held_out_lists = [], [], []
     for cell in group:
         network = _network(config, workdir, cell, num_pixels)
         graph, params = nnx.split(network)
         networks += [params] * len(rates)
         num_labels = labels or len(splits["train"].labels)
-        rows.append(balanced_rows(splits["train"].labels, cell.seed)[:num_labels])
-        held_out.append(balanced_rows(splits["validation"].labels, cell.seed)[:num_labels])
+        row_lists.append(balanced_rows(splits["train"].labels, cell.seed)[:num_labels])
+        held_out_lists.append(balanced_rows(splits["validation"].labels, cell.seed)[:num_labels])
     # The rates of one seed stand side by side and share its order of examples.
     keys = jnp.stack([jax.random.fold_in(jax.random.key(c.seed), depth) for c in group])
-    keys, rows, held_out = (
-        jnp.repeat(jnp.asarray(value), len(rates), axis=0) for value in (keys, rows, held_out)
-    )
+    keys = jnp.repeat(keys, len(rates), axis=0)
+    rows = jnp.repeat(jnp.asarray(row_lists), len(rates), axis=0)
+    held_out = jnp.repeat(jnp.asarray(held_out_lists), len(rates), axis=0)
     options = _schedule(config, num_labels)
     fit = jax.vmap(supervised.start)(jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks))
     all_rates = jnp.tile(jnp.asarray(rates), len(group))
@@ -298,9 +298,7 @@ def _epochs(
         chosen = Examples(validation.images[held_out], validation.labels[held_out])
 
         def epoch(fit: Fit, number: Array) -> tuple[Fit, Array]:
-            return supervised.fit_epoch(
-                key, graph, options, fit, number, rate, train, rows, chosen
-            )
+            return supervised.fit_epoch(key, graph, options, fit, number, rate, train, rows, chosen)
 
         fit, losses = jax.lax.scan(epoch, fit, first + jnp.arange(num_epochs))
         return fit, losses[-1]
@@ -336,10 +334,10 @@ def margin(better: dict[int, float], worse: dict[int, float]) -> tuple[float, fl
 def table(results: dict[str, Any]) -> str:
     """Return the closing table: mean and spread of each arm, and what pre-training gains."""
     lines = [
-        "\ntest error, %, mean ± standard deviation over seeds; and by how many points pre-training",
-        "is better than random and modern starts, ± standard error of the mean over pairs",
+        "\ntest error, %, mean ± standard deviation over seeds, and by how many points the first",
+        "arm beats the other two, ± standard error of the mean over pairs",
         f"{'labels':>7} {'depth':>5} {'seeds':>5}{'pre-trained':>16}{'random':>16}{'modern':>16}"
-        f"{'− random':>16}{'− modern':>16}",
+        f"{'over random':>16}{'over modern':>16}",
     ]
     for (labels, depth), arms in errors_by_kind(results).items():
         count = min(len(errors) for errors in arms.values())

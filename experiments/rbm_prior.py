@@ -91,7 +91,7 @@ PRESETS = {
         num_chains=20,
         num_epochs=4,
         learning_rate=0.01,
-        num_samples=20,
+        num_samples=10,
         num_seeds=1,
     ),
 }
@@ -101,7 +101,7 @@ class BinaryAutoencoder(nnx.Module):
     """Encoder, decoder, and a prior that is any product over the code."""
 
     def __init__(self, num_pixels: int, num_hidden: int, prior: pj.Product, rngs: nnx.Rngs) -> None:
-        size = prior.visible.size
+        size = prior.visible.num_sites
 
         def network(n_in: int, n_out: int) -> nnx.Sequential:
             return nnx.Sequential(

@@ -64,10 +64,14 @@ def fit_greedy(
     if _checks.is_concrete(x) and not bool(jnp.all((x >= 0) & (x <= 1))):
         raise ValueError("probabilities: expected values in [0, 1], got others or NaN")
     stack = list(below)
-    sizes, wanted = [_sizes(layer) for layer in stack], itertools.pairwise([x.shape[1], *num_hidden])
+    sizes, wanted = (
+        [_sizes(layer) for layer in stack],
+        itertools.pairwise([x.shape[1], *num_hidden]),
+    )
     if sizes != list(wanted)[: len(stack)] or len(stack) > len(num_hidden):
         raise ValueError(
-            f"below: expected the first layers of sizes {x.shape[1]}, {list(num_hidden)}, got {sizes}"
+            f"below: expected the first layers of sizes {x.shape[1]}, {list(num_hidden)}, "
+            f"got {sizes}"
         )
     x = features(stack, x)
     for number, size in enumerate(num_hidden):
