@@ -23,8 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments import pretraining_cells as study
-from experiments import runs
+from experiments import pretraining_cells, pretraining_report, runs
 from experiments.cells import Cells
 from poejax import datasets, plotting
 
@@ -140,8 +139,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     free = ("labels", "depths", "arms", "num_seeds", "num_seeds_above", "together")
     runs.open_workdir(workdir, config, config.resume, unchecked=(*free, "workdir", "resume"))
     cells = Cells(workdir / "results.json")
-    study.run(config, data, cells, workdir)
-    figure = study.draw(cells.values, num_rows)
+    pretraining_cells.run(config, data, cells, workdir)
+    figure = pretraining_report.draw(cells.values, num_rows)
     plotting.save(figure, workdir / "figures" / "errors.png")
     return cells.values
 
@@ -158,7 +157,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted: go on with the same command and --resume", file=sys.stderr)
         return 130
-    print(study.table(results))
+    print(pretraining_report.table(results))
     print(f"results.json and figures: {workdir}; {runs.machine()}")
     return 0
 

@@ -15,7 +15,7 @@ from flax import nnx
 from sklearn.linear_model import LogisticRegression
 
 import poejax as pj
-from experiments import classification, classifiers, rbm_prior, supervised
+from experiments import binary_autoencoder, classification, classifiers, rbm_prior, supervised
 from poejax import datasets, nn
 
 SMOKE = classification.PRESETS["smoke"]
@@ -151,7 +151,7 @@ def exact_elbo(model, x):
 
 def prior_problem():
     prior = pj.models.rbm(3, 2)
-    model = rbm_prior.BinaryAutoencoder(5, 4, prior, nnx.Rngs(0))
+    model = binary_autoencoder.BinaryAutoencoder(5, 4, prior, nnx.Rngs(0))
     graph, params = nnx.split(model)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(3), len(leaves))
@@ -168,11 +168,13 @@ def test_the_loss_of_the_rbm_prior_has_the_gradient_of_the_exact_bound():
 
     def draw(key, biased):
         code_key, chain_key = jax.random.split(key)
-        z = rbm_prior.draw_codes(code_key, model, x[None], 3)
+        z = binary_autoencoder.draw_codes(code_key, model, x[None], 3)
         rows = jax.random.choice(chain_key, 8, (4,), p=probabilities)  # chains at equilibrium
         chains = prior.visible.states()[rows]
         z = jnp.where(biased, jnp.ones_like(z).at[0].set(0), z)
-        return jax.grad(lambda p: rbm_prior.loss(nnx.merge(graph, p), x[None], z, chains))(params)
+        return jax.grad(lambda p: binary_autoencoder.loss(nnx.merge(graph, p), x[None], z, chains))(
+            params
+        )
 
     draw_all = jax.jit(jax.vmap(draw, in_axes=(0, None)))
 
@@ -195,7 +197,7 @@ def test_the_bounds_of_the_rbm_prior_against_enumeration():
     graph, params, x = prior_problem()
     model = nnx.merge(graph, params)
     log_z = pj.exact.log_z(model.prior.model, model.prior.params)
-    found = rbm_prior.bounds(jax.random.key(0), graph, params, x[None], log_z, 40_000)
+    found = binary_autoencoder.bounds(jax.random.key(0), graph, params, x[None], log_z, 40_000)
     log_p, log_prior, log_q = model.terms(x[None], model.prior.model.visible.states()[:, None])
     q = np.exp(np.asarray(log_q, float))
     log_w = np.asarray(log_p + log_prior - log_z - log_q, float)

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import poejax as pj
-from experiments import pretraining
+from experiments import pretraining, pretraining_report
 from experiments import pretraining_cells as study
 from experiments.cells import Cells
 from poejax import stacks
@@ -34,7 +34,7 @@ def test_balanced_rows_are_nested_and_balanced():
 def test_margins_are_paired_by_seed():
     better = {0: 0.10, 1: 0.20, 2: 0.30, 3: 9.0}
     worse = {2: 0.35, 1: 0.22, 0: 0.12}  # seed 3 is not done yet
-    mean, std_err = study.margin(better, worse)
+    mean, std_err = pretraining_report.margin(better, worse)
     differences = np.array([0.02, 0.02, 0.05])
     assert mean == pytest.approx(differences.mean())
     assert std_err == pytest.approx(differences.std(ddof=1) / np.sqrt(3))
@@ -43,7 +43,7 @@ def test_margins_are_paired_by_seed():
 def test_a_killed_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     whole = pretraining.train_and_evaluate(SMOKE, tmp_path / "whole")
     assert len(whole) == 2 * 2 * 2  # depths, arms, seeds
-    errors = study.errors_by_kind(whole)
+    errors = pretraining_report.errors_by_kind(whole)
     assert max(errors[40, 1]["pre-trained"].values()) < 0.5  # chance is 0.9
     assert max(errors[40, 1]["random"].values()) < 0.6
 
@@ -83,7 +83,7 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert "labels40/depth1/random/seed2" in more
     with pytest.raises(ValueError, match=r"another config: min_epochs=9 \(was 5\)"):
         pretraining.train_and_evaluate(dataclasses.replace(config, min_epochs=9), killed)
-    rows = study.table(more).splitlines()[4:]
+    rows = pretraining_report.table(more).splitlines()[4:]
     assert [row.split()[:3] for row in rows] == [["40", "1", "2"], ["40", "2", "2"]]
 
 
