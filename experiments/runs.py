@@ -128,7 +128,13 @@ def machine() -> str:
 
 def jsonable(config: Any) -> dict[str, Any]:
     """Return the fields of a config dataclass as JSON holds them."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
+
+    def as_json(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [as_json(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {k: as_json(v) for k, v in dataclasses.asdict(config).items()}
 
 
 def at_least(config: Any, low: float, *names: str) -> None:

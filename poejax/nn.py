@@ -123,6 +123,7 @@ class Classifier(nnx.Module):
       rngs: NNX random streams.
       activation: of the hidden layers.
       kernel_init: initialiser of the hidden layers' weights.
+      dropout: probability, in [0, 1), that a hidden unit is left out while training.
     """
 
     def __init__(
@@ -133,10 +134,13 @@ class Classifier(nnx.Module):
         rngs: nnx.Rngs,
         activation: Callable[[Array], Array] = jax.nn.sigmoid,
         kernel_init: Callable[..., Any] = _GLOROT,
+        dropout: float = 0.0,
     ) -> None:
         for size in (*sizes, num_classes):
             _checks.positive_int("sizes, num_classes", size)
+        _checks.fraction("dropout", dropout)
         self.activation = activation
+        self.dropout = dropout
         self.hidden = nnx.List(
             [
                 nnx.Linear(n_in, n_out, kernel_init=kernel_init, rngs=rngs)
@@ -149,7 +153,13 @@ class Classifier(nnx.Module):
 
     @classmethod
     def from_stack(
-        cls, stack: Sequence[Layer], num_classes: int, *, rngs: nnx.Rngs, bank: str = "hidden"
+        cls,
+        stack: Sequence[Layer],
+        num_classes: int,
+        *,
+        rngs: nnx.Rngs,
+        bank: str = "hidden",
+        dropout: float = 0.0,
     ) -> Classifier:
         """Start every hidden layer at the weights and hidden biases of an RBM, bottom first.
 
@@ -159,6 +169,7 @@ class Classifier(nnx.Module):
           num_classes: number of classes C.
           rngs: NNX random streams.
           bank: name of the hidden bank in every RBM.
+          dropout: as above.
 
         Raises:
           ValueError: if the stack is empty, its sizes do not follow on each other, or a bank is
@@ -173,16 +184,21 @@ class Classifier(nnx.Module):
         for below, above in itertools.pairwise(shapes):
             if below[1] != above[0]:
                 raise ValueError(f"stack: expected sizes that follow on each other, got {shapes}")
-        network = cls([shapes[0][0], *(shape[1] for shape in shapes)], num_classes, rngs=rngs)
+        sizes = [shapes[0][0], *(shape[1] for shape in shapes)]
+        network = cls(sizes, num_classes, rngs=rngs, dropout=dropout)
         for linear, layer in zip(network.hidden, layers, strict=True):
             linear.kernel = layer.w
             linear.bias = layer.b
         return network
 
-    def __call__(self, x: Array) -> Array:
-        """Return logits [..., C] of inputs [..., D]."""
-        for layer in self.hidden:
+    def __call__(self, x: Array, rng_key: Array | None = None) -> Array:
+        """Return logits [..., C] of inputs [..., D]; with a key, hidden units are dropped by it."""
+        for number, layer in enumerate(self.hidden):
             x = self.activation(layer(x))
+            if rng_key is not None and self.dropout:
+                key = jax.random.fold_in(rng_key, number)
+                keep = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
+                x = jnp.where(keep, x / (1 - self.dropout), 0)
         return self.readout(x)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -25,6 +26,7 @@ def fit_greedy(
     batch_size: int,
     num_steps: int,
     on_layer: Callable[[int, training.TrainState], None] | None = None,
+    below: Sequence[Layer] = (),
 ) -> list[Layer]:
     """Learn a stack of binary RBMs, layer by layer.
 
@@ -33,18 +35,21 @@ def fit_greedy(
     Args:
       rng_key: one typed key.
       probabilities: batch [N, D] in [0, 1], e.g. pixel intensities / 255; binary data are as good.
-      num_hidden: hidden units of each layer, bottom first.
+      num_hidden: hidden units of each layer, bottom first, those of `below` included.
       make_estimator: builds each layer's estimator, e.g. `lambda model: pcd(model, 100)`.
       tx: optimizer of each layer.
       batch_size: rows per update, at most N.
       num_steps: updates per layer.
       on_layer: called with the layer's number and final state, for progress and checkpoints.
+      below: lowest layers that were learned before; with the same key and options, going on above
+        them gives bitwise the stack of one call.
 
     Returns:
       `[(model, params), ...]`, bottom first; `nn.Classifier.from_stack` and `features` take it.
 
     Raises:
-      ValueError: if the data are empty, no probabilities or no [N, D], or no layer is asked for.
+      ValueError: if the data are empty, no probabilities or no [N, D], no layer is asked for, or
+        `below` has other sizes.
       FloatingPointError: if training diverges.
 
     Source: Hinton, Osindero & Teh (2006), A fast learning algorithm for deep belief nets.
@@ -58,8 +63,20 @@ def fit_greedy(
     x = jnp.asarray(probabilities, jnp.result_type(float))
     if _checks.is_concrete(x) and not bool(jnp.all((x >= 0) & (x <= 1))):
         raise ValueError("probabilities: expected values in [0, 1], got others or NaN")
-    stack: list[Layer] = []
+    stack = list(below)
+    sizes, wanted = (
+        [_sizes(layer) for layer in stack],
+        itertools.pairwise([x.shape[1], *num_hidden]),
+    )
+    if sizes != list(wanted)[: len(stack)] or len(stack) > len(num_hidden):
+        raise ValueError(
+            f"below: expected the first layers of sizes {x.shape[1]}, {list(num_hidden)}, "
+            f"got {sizes}"
+        )
+    x = features(stack, x)
     for number, size in enumerate(num_hidden):
+        if number < len(stack):
+            continue
         model = models.rbm(x.shape[1], size)
         estimator = make_estimator(model)
         params = model.init(jax.random.fold_in(rng_key, 2 * number))
@@ -90,6 +107,11 @@ def features(stack: Sequence[Layer], x: Array) -> Array:
 def draw_bits(rng_key: Array, probabilities: Array) -> Array:
     """Draw {0, 1} with the given probabilities; a `preprocess` for `training`."""
     return jax.random.bernoulli(rng_key, probabilities).astype(probabilities.dtype)
+
+
+def _sizes(layer: Layer) -> tuple[int, int]:
+    (num_visible, num_hidden) = jnp.shape(layer[1]["hidden"]["w"])
+    return num_visible, num_hidden
 
 
 @functools.partial(jax.jit, static_argnames="model")

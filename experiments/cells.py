@@ -1,0 +1,39 @@
+"""Results of a study, cell by cell: on disk as soon as a cell is done, found again on resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import runs
+
+
+class Cells:
+    """Named results in one JSON file, which is whole after a kill at any moment."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`, with whatever an earlier run left there."""
+        self.path = path
+        self.values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def __contains__(self, name: str) -> bool:
+        """Whether that cell is done."""
+        return name in self.values
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the result of a cell."""
+        return self.values[name]
+
+    def save(self, name: str, value: Any) -> None:
+        """Add a result and write the file."""
+        self.values[name] = value
+        runs.write_json(self.path, self.values)
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard deviation over seeds; the latter is NaN for a single one."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else np.nan

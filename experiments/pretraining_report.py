@@ -1,0 +1,89 @@
+"""What the pre-training study found: margins in pairs, a table, box plots."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+_COLOURS = {"pre-trained": "C0", "random": "C1", "modern": "C2"}
+
+
+def errors_by_kind(results: dict[str, Any]) -> dict[tuple[int, int], dict[str, dict[int, float]]]:
+    """Return test errors by (labels, depth), arm and seed; labels 0 stands for all."""
+    found: dict[tuple[int, int], dict[str, dict[int, float]]] = {}
+    for name, result in results.items():
+        match = re.fullmatch(r"labels(\w+)/depth(\d+)/(.+)/seed(\d+)", name)
+        assert match is not None
+        labels = 0 if match[1] == "all" else int(match[1])
+        arms = found.setdefault((labels, int(match[2])), {})
+        arms.setdefault(match[3], {})[int(match[4])] = result["test_error"]
+    return dict(sorted(found.items(), key=lambda item: (item[0][0] or np.inf, item[0][1])))
+
+
+def margin(better: dict[int, float], worse: dict[int, float]) -> tuple[float, float]:
+    """Return mean and standard error of worse - better, in pairs of one seed each."""
+    seeds = sorted(better.keys() & worse.keys())
+    differences = np.array([worse[seed] - better[seed] for seed in seeds])
+    spread = differences.std(ddof=1) / np.sqrt(len(seeds)) if len(seeds) > 1 else np.nan
+    return float(differences.mean()), float(spread)
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the closing table: mean and spread of each arm, and what pre-training gains."""
+    lines = [
+        "\ntest error, %, mean ± standard deviation over seeds, and by how many points the first",
+        "arm beats the other two, ± standard error of the mean over pairs",
+        f"{'labels':>7} {'depth':>5} {'seeds':>5}{'pre-trained':>16}{'random':>16}{'modern':>16}"
+        f"{'over random':>16}{'over modern':>16}",
+    ]
+    for (labels, depth), arms in errors_by_kind(results).items():
+        count = min(len(errors) for errors in arms.values())
+        row = f"{labels or 'all':>7} {depth:>5} {count:>5}"
+        for arm in _COLOURS:
+            values = 100 * np.array(list(arms.get(arm, {}).values()))
+            spread = values.std(ddof=1) if len(values) > 1 else np.nan
+            row += f"{f'{values.mean():.2f} ± {spread:.2f}' if len(values) else '':>16}"
+        for arm in ("random", "modern"):
+            if arm in arms and "pre-trained" in arms:
+                mean, std_err = margin(arms["pre-trained"], arms[arm])
+                row += f"{f'{100 * mean:.2f} ± {100 * std_err:.2f}':>16}"
+        lines.append(row)
+    return "\n".join(lines)
+
+
+def draw(results: dict[str, Any], num_rows: int) -> Figure:
+    """Draw box plots of test errors: a panel per number of labels, boxes per depth and arm."""
+    kinds = errors_by_kind(results)
+    panels = list(dict.fromkeys(labels for labels, _ in kinds))
+    figure = Figure((1 + 3 * max(len(panels), 2), 3.8), layout="constrained")
+    for k, labels in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), k + 1, xlabel="hidden layers")
+        axes.set_title(f"{labels or num_rows:,} labels", fontsize="medium")
+        depths = [depth for n, depth in kinds if n == labels]
+        for i, (arm, colour) in enumerate(_COLOURS.items()):
+            places = [x for x, depth in enumerate(depths) if arm in kinds[labels, depth]]
+            values = [100 * np.array(list(kinds[labels, depths[x]][arm].values())) for x in places]
+            if not values:
+                continue
+            boxes = axes.boxplot(
+                values,
+                positions=[x + 0.25 * (i - 1) for x in places],
+                widths=0.2,
+                patch_artist=True,
+                medianprops={"color": "black"},
+                flierprops={"marker": ".", "markersize": 4},
+            )
+            for box in boxes["boxes"]:
+                box.set(facecolor=colour, alpha=0.6)
+        axes.set_xticks(range(len(depths)), [str(depth) for depth in depths])
+        axes.grid(color="0.9", axis="y")
+        axes.spines[["top", "right"]].set_visible(False)
+        if k == 0:
+            axes.set_ylabel("test error (%)")
+    patches = [Patch(facecolor=c, alpha=0.6, label=arm) for arm, c in _COLOURS.items()]
+    figure.legend(handles=patches, ncols=3, frameon=False, loc="outside upper center")
+    return figure
