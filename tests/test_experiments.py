@@ -17,7 +17,13 @@ import numpy as np
 import pytest
 
 import poejax as pj
-from experiments import bars_and_stripes, benchmark, mnist_rbm
+from experiments import (
+    bars_and_stripes,
+    benchmark,
+    heavy_tails,
+    mnist_rbm,
+    student_t_evidence,
+)
 
 ROOT = Path(__file__).parent.parent
 SMOKE = dataclasses.replace(mnist_rbm.PRESETS["smoke"], ais_steps=20, sample_steps=5)
@@ -151,3 +157,24 @@ def test_benchmark_small():
     seconds = benchmark.train_and_evaluate(config)
     assert len(seconds) == 5
     assert all(value > 0 for value in seconds.values())
+
+
+def test_heavy_tails_small():
+    config = heavy_tails.Config(sizes=(3,), num_chains=(20,), num_steps=20)
+    (run,) = heavy_tails.train_and_evaluate(config)
+    assert run.num_broken == 0
+    assert run.largest > 1
+    with pytest.raises(ValueError, match="num_chains: expected one number per size"):
+        heavy_tails.Config(sizes=(3, 4), num_chains=(20,))
+
+
+def test_student_t_evidence_small():
+    config = student_t_evidence.Config(
+        size=2, exponents=(1.5,), num_betas=40, num_chains=100, num_seeds=1
+    )
+    heavy, light = student_t_evidence.train_and_evaluate(config)
+    assert abs(heavy.error) < 4 * heavy.std_err
+    assert not heavy.warned
+    assert light.warned
+    with pytest.raises(ValueError, match=r"exponents: expected above 0\.5"):
+        student_t_evidence.Config(exponents=(0.4,))
