@@ -27,9 +27,8 @@ digits 5-9, % by labels per class, ± spread over 5 draws of labels:
     k-means    29.09 ± 3.90     23.29 ± 5.04     13.49 ± 1.81     8.88 ± 0.78
     pixels     22.04 ± 4.92     15.56 ± 1.90     10.40 ± 2.12     8.20 ± 1.16
 
-The same with --preset full, 30,596 unlabelled digits, 4,861 test digits (150 s of CPU time, 270 s
-on the busy machine): RBM 0.117 and 7.02, centroids 0.158 and 6.72, less the mean image 0.208 and
-7.04.
+The same with --preset full, 30,596 unlabelled and 4,861 test digits (150 s of CPU time, 270 s on
+the busy machine): RBM 0.117 and 7.02, centroids 0.158 and 6.72, less the mean 0.208 and 7.04.
 
     RBM        23.60 ± 1.96     17.21 ± 1.87     13.52 ± 1.17     9.52 ± 0.87
     k-means    31.68 ± 1.44     21.96 ± 2.16     16.71 ± 1.31    11.48 ± 0.46
