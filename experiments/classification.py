@@ -70,9 +70,9 @@ class Config:
     """Passes over the training set of either network."""
     network_rate: float = 3e-3
     """Learning rate of Adam, lowered to zero along a cosine."""
-    dropout: float = 0.5
+    dropout: float = 0.2
     """Probability that a hidden unit is dropped."""
-    input_dropout: float = 0.0
+    input_dropout: float = 0.1
     """Probability that a pixel is dropped."""
     joint_hidden: int = 1_000
     """Hidden units of the classification RBM."""
@@ -115,8 +115,8 @@ PRESETS = {
     "full": Config(
         preset="full",
         dataset="mnist",
-        rbm_epochs=25,
-        network_epochs=30,
+        rbm_epochs=35,
+        network_epochs=25,
         joint_epochs=20,
     ),
     "smoke": Config(
