@@ -12,6 +12,14 @@ image takes the mean of the other K - 1 as its baseline (Kool et al. 2019), whic
 prior's is the contrastive surrogate between codes and persistent chains. Only the chains are
 approximate. Compares an RBM prior with independent Bernoullis, all else equal, by held-out bounds
 that contain the exact log Z, from the 2^J states of the RBM's hidden units.
+
+On 500 test digits, mean ± standard deviation over 3 seeds, nats (109 s on two busy CPU cores):
+
+                               ELBO               IWAE      KL(q, prior)
+    Bernoulli prior   -131.49 ± 0.45    -120.90 ± 0.21      19.98 ± 0.17
+    RBM prior         -129.43 ± 0.55    -119.93 ± 0.62      17.37 ± 0.13
+
+The RBM gains 2.05, 2.43 and 1.68 nats of ELBO, seed by seed.
 """
 
 from __future__ import annotations
