@@ -90,6 +90,8 @@ def test_chains_follow_the_density(name, random_params):
         lambda p: p | {"heavy": p["heavy"] | {"log_exponent": p["heavy"]["log_exponent"] + 0.7}},
         lambda p: p | {"bank": p["bank"] | {"w": -p["bank"]["w"]}},
         lambda p: p | {"mixture": p["mixture"] | {"mean": p["mixture"]["mean"] + 0.3}},
+        lambda p: p | {"unigauss": p["unigauss"] | {"logit": p["unigauss"]["logit"] + 2.0}},
+        lambda p: p | {"broad": p["broad"] | {"mean": p["broad"]["mean"] + 0.3}},
     ],
 )
 def test_the_same_statistic_sees_a_wrong_sampler(mutate, random_params):
