@@ -32,8 +32,8 @@ error of the test digits is 0.2):
 The second layer, which helps in the paper, does not here. All mixtures took the largest size on
 offer, 100: larger ones may do better.
 
-Source: Hinton (2002), Training products of experts by minimizing contrastive divergence, section
-7, there on USPS digits.
+Source: Hinton (2002), Training products of experts by minimizing contrastive divergence, there on
+USPS digits.
 """
 
 from __future__ import annotations
