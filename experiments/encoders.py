@@ -42,7 +42,7 @@ def triangle(centroids: Array, x: npt.ArrayLike) -> Array:
     """Return max(0, mean_k d_nk - d_nk) [N, K], d_nk = ‖x_n - c_k‖, of a batch [N, D].
 
     Source: Coates, Ng & Lee (2011), An analysis of single-layer networks in unsupervised feature
-    learning, section 3.2.
+    learning.
     """
     x = jnp.asarray(x)
     products = jnp.matmul(x, centroids.T, precision="highest")
