@@ -37,6 +37,13 @@ def random_params() -> Callable[..., pj.types.Params]:
     return draw
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> Iterator[None]:
+    """Free what a file compiled: each program maps memory, of which a process may have 65,530."""
+    yield
+    jax.clear_caches()
+
+
 _compilations: list[str] = []
 
 
