@@ -147,7 +147,8 @@ def run(
 
     The key of chain c at step s is fold_in(fold_in(rng_key, s), c): what a chain draws does not
     depend on the number of devices, nor on how many chains run beside it. Steps count from 0 in
-    every call, so a later run of the same chains needs another key.
+    every call, so a later run of the same chains needs another key. To use several devices shard
+    the chain axis of `states` over a mesh whose axes are Auto (`jax.sharding.AxisType.Auto`).
 
     Args:
       rng_key: one typed key.
