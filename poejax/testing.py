@@ -43,7 +43,8 @@ def check_expert(
     For random events x, x', at every inverse temperature:
 
     "integral": ∫ exp log_joint(x, z) dz = exp Σ_k log_factors(x)_k, with num_factors terms
-    "field":    log_joint(x, z) - log_joint(x', z) = <visible_field(z), t(x) - t(x')>
+    "field":    log_joint(x, z) - log_joint(x', z) = <visible_field(z), t(x) - t(x')>, and
+                log_joint(x, z) = <visible_field(z), t(x)> + latent_log_weight(z)
     "sample":   sample_latent draws from exp(log_joint(x, z) - Σ_k log_factors(x)_k)
     "mean":     latent_mean is the mean of that distribution
     "gradient": ∂ Σ_k log_factors(x)_k = E[∂ log_joint(x, z) | x], for derivatives by the params
@@ -157,6 +158,10 @@ def _check_at(laws: _Laws, params: Params, keys: Array, x: Event) -> list[str]:
     if not expert.is_opaque:
         what = "log_joint(x', z) - log_joint(x, z)"
         laws.equal("field", what, found["field_gap"], found["joint_gap"], slack)
+        what, inner = "log_joint(x, z) - <visible_field(z), t(x)>", said["inner"]
+        weight = said["log_joint"] - inner
+        slack_of_both = slack + laws.tolerance * np.max(np.abs(inner))
+        laws.equal("field", what, said["latent_log_weight"], weight, slack_of_both)
         checked += ["field"]
     if "table" in found:
         table, points = found["table"].astype(float), found["points"]
@@ -215,7 +220,12 @@ def _say(expert: Expert, params: Params, beta: Array, key: Array, x: Event) -> d
     }
     if expert.is_opaque:
         return said
-    return said | {"visible_field": expert.visible_field(params, z)}
+    field = expert.visible_field(params, z)
+    return said | {
+        "visible_field": field,
+        "inner": expert.visible.inner(field, x),
+        "latent_log_weight": expert.latent_log_weight(params, z),
+    }
 
 
 # Small functions that run a few times: their compilation is what takes the time.

@@ -427,8 +427,8 @@ class IdleLatentsSeeTheEvent(Mixture):
 @pytest.mark.parametrize(
     ("mutant", "law"),
     [
-        (IdleLatentsUnnormalised, "integral"),
-        (EveryMemberIsHeard, "integral"),
+        (IdleLatentsUnnormalised, "field"),
+        (EveryMemberIsHeard, "field"),
         (IdleLatentsSeeTheEvent, "sample"),
     ],
 )

@@ -7,6 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from poejax import _checks
 from poejax.estimators.losses import LossEstimator
@@ -114,7 +115,10 @@ def denoising_score_matching(model: Product, noise_scale: float) -> DenoisingSco
     Source: Vincent (2011), A connection between score matching and denoising autoencoders.
     """
     _require_real(model)
-    if jnp.shape(noise_scale) != () or not 0 < noise_scale < math.inf:
+    is_number = np.ndim(noise_scale) == 0 and np.issubdtype(
+        np.asarray(noise_scale).dtype, np.number
+    )
+    if not (is_number and 0 < noise_scale < math.inf):
         raise ValueError(f"noise_scale: expected a positive finite number, got {noise_scale!r}")
     return DenoisingScoreMatching(model, float(noise_scale))
 

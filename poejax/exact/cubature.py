@@ -67,9 +67,10 @@ def quadrature(model: Product, params: Params) -> Quadrature:
     params but are held fixed under differentiation.
 
     Nothing but `log_density` is used. The error adds up what the last third of the nodes changed,
-    the differences between 5 and 3 nodes per axis, the mass that a power law would leave beyond the
-    last radius, and the rounding of log Z itself. It cannot know of a peak that no node has come
-    near, one a thousand times narrower than it is far away or whose foot is hidden.
+    the differences between 5 and 3 nodes per axis, and the mass that a power law would leave beyond
+    the last radius; it is inf where log Z itself has no digits left (beyond 1e5 in float32). It
+    cannot know of a peak that no node has come near, one a thousand times narrower than it is far
+    away or whose foot is hidden.
 
     Args:
       model: a product over at most three real visible units.
@@ -113,8 +114,10 @@ def integrate(model: Product, params: Params) -> Quadrature:
     change = jnp.abs(totals[_COLD] - totals[-1])  # from two thirds of the nodes to all
     doubt, _ = _errors(cells.values, cells.width, jnp.ones((), total.dtype))
     beyond = _beyond(cells, totals[-1])
+    error = change + jnp.exp(jax.nn.logsumexp(doubt) - totals[-1]) + beyond
+    # So far out differences of log densities are rounding: a density that grows ends up there.
     rounding = jnp.finfo(total.dtype).eps * jnp.abs(jax.lax.stop_gradient(total))
-    error = change + jnp.exp(jax.nn.logsumexp(doubt) - totals[-1]) + beyond + rounding
+    error = jnp.where(rounding > 10 * TOLERANCE, jnp.inf, error)
     improper = (beyond == jnp.inf) | (total == jnp.inf)
     return Quadrature(
         jnp.where(improper, jnp.inf, total), jnp.where(jnp.isnan(error), jnp.inf, error)
