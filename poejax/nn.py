@@ -18,11 +18,10 @@ from poejax import _checks
 from poejax.estimators.common import surrogate
 from poejax.experts import HiddenBank
 from poejax.product import Product
+from poejax.stacks import Layer
 from poejax.types import Array, Event, Params
 from poejax.units import Bernoulli
 
-Layer = tuple[Product, Params]
-"""An RBM of a stack and its parameters."""
 _GLOROT = nnx.initializers.glorot_uniform()
 
 

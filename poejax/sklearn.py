@@ -17,8 +17,9 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from poejax import _checks, diagnostics, inference, models, training
+from poejax import _checks, diagnostics, models, stacks, training
 from poejax.estimators import centered, pcd
+from poejax.kernels import block_gibbs
 from poejax.product import Product
 from poejax.types import Array, Estimator, Params
 
@@ -110,7 +111,9 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Return the features P(z_j = 1 | x) of a batch X [N, D], [N, H]."""
         check_is_fitted(self)
         x = self._probabilities(X, reset=False)
-        found = _features(self.model_, self.params_, jnp.asarray(x, jnp.result_type(float)))
+        found = stacks.features(
+            [(self.model_, self.params_)], jnp.asarray(x, jnp.result_type(float))
+        )
         return np.asarray(found, x.dtype)
 
     def score_samples(self, X: npt.ArrayLike) -> Matrix:
@@ -240,11 +243,6 @@ def _draw(rng_key: Array, probabilities: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _features(model: Product, params: Params, x: Array) -> Array:
-    return jax.vmap(lambda event: inference.features(model, params, event))(x)
-
-
-@functools.partial(jax.jit, static_argnames="model")
 def _scores(model: Product, params: Params, x: Array) -> Array:
     key = jax.random.key(0)  # all sites: nothing is drawn
 
@@ -256,9 +254,9 @@ def _scores(model: Product, params: Params, x: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames="model")
 def _sweep(rng_key: Array, model: Product, params: Params, x: Array) -> Array:
+    kernel = block_gibbs(model)
+
     def one(key: Array, event: Array) -> Array:
-        latent_key, visible_key = jax.random.split(key)
-        z = model.sample_latent(latent_key, params, event)
-        return model.sample_visible(visible_key, params, z)
+        return kernel.step(key, params, kernel.init(key, params, event))[0].x
 
     return jax.vmap(one)(jax.random.split(rng_key, len(x)), x)

@@ -15,6 +15,7 @@ from poejax.product import Product
 from poejax.types import Array, Estimator, Params
 
 Layer = tuple[Product, Params]
+"""An RBM of a stack and its parameters."""
 
 
 def fit_greedy(

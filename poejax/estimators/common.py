@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from poejax import chains
 from poejax.kernels import block_gibbs
 from poejax.product import Product
 from poejax.types import Array, EstimatorInfo, Event, Kernel, Params
@@ -26,6 +29,16 @@ def own_kernel(model: Product, kernel: Kernel | None) -> Kernel:
     if (found := getattr(kernel, "model", model)) != model:
         raise ValueError(f"kernel: expected one of {model}, got one of {found}")
     return kernel
+
+
+def advance(rng_key: Array, kernel: Kernel, params: Params, states: Any, num_steps: int) -> Any:
+    """Return the states of a batch of chains after `num_steps` steps."""
+
+    def body(states: Any, index: Array) -> tuple[Any, None]:
+        key = jax.random.fold_in(rng_key, index)
+        return chains.step_all(key, kernel, params, states)[0], None
+
+    return jax.lax.scan(body, states, jnp.arange(num_steps))[0]
 
 
 def surrogate(model: Product, params: Params, x_data: Event, x_model: Event) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks, chains
-from poejax.estimators.common import contrast, own_kernel
+from poejax.estimators.common import advance, contrast, own_kernel
 from poejax.product import Product
 from poejax.types import Array, EstimatorInfo, Event, Kernel, Params
 
@@ -34,7 +34,7 @@ class ContrastiveDivergence:
         init_key, run_key = jax.random.split(rng_key)
         keys = chains.chain_keys(init_key, _checks.leading_axis("batch", batch))
         starts = jax.vmap(self.kernel.init, in_axes=(0, None, 0))(keys, params, batch)
-        x_model = _advance(run_key, self.kernel, params, starts, self.num_steps).x
+        x_model = advance(run_key, self.kernel, params, starts, self.num_steps).x
         grads, info = contrast(self.model, params, batch, x_model)
         return grads, state, info
 
@@ -61,7 +61,7 @@ class PersistentContrastiveDivergence:
         self, rng_key: Array, params: Params, state: Any, batch: Event
     ) -> tuple[Params, Any, EstimatorInfo]:
         """Advance the chains under the current params and contrast them with the batch [B, ...]."""
-        state = _advance(rng_key, self.kernel, params, state, self.num_steps)
+        state = advance(rng_key, self.kernel, params, state, self.num_steps)
         grads, info = contrast(self.model, params, batch, state.x)
         return grads, state, info
 
@@ -112,11 +112,3 @@ def pcd(
         own_kernel(model, kernel),
         _checks.positive_int("num_steps", num_steps),
     )
-
-
-def _advance(rng_key: Array, kernel: Kernel, params: Params, states: Any, num_steps: int) -> Any:
-    def body(states: Any, index: Array) -> tuple[Any, None]:
-        key = jax.random.fold_in(rng_key, index)
-        return chains.step_all(key, kernel, params, states)[0], None
-
-    return jax.lax.scan(body, states, jnp.arange(num_steps))[0]

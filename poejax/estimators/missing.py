@@ -6,10 +6,9 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from poejax import _checks, chains
-from poejax.estimators.common import own_kernel
+from poejax.estimators.common import advance, own_kernel
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Kernel, Params, PyTree
 
@@ -67,13 +66,7 @@ class Imputed:
 
         keys = chains.chain_keys(start_key, _checks.leading_axis("data", data))
         states = jax.vmap(start)(keys, data.x, data.observed)
-
-        def body(states: Any, index: Array) -> tuple[Any, None]:
-            key = jax.random.fold_in(run_key, index)
-            return chains.step_all(key, self.kernel, params, states)[0], None
-
-        states, _ = jax.lax.scan(body, states, jnp.arange(self.num_steps))
-        return states.x
+        return advance(run_key, self.kernel, params, states, self.num_steps).x
 
 
 def imputed(
