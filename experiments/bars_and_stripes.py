@@ -68,6 +68,7 @@ def train_and_evaluate(config: Config) -> dict[str, np.ndarray]:
     return results
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
     config = runs.parse({"default": Config()}, __doc__ or "")

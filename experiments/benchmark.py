@@ -98,6 +98,7 @@ def _contestants(config: Config) -> dict[str, Callable[[], Any]]:
     }
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
     config = runs.parse({"default": Config()}, __doc__ or "")

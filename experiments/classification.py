@@ -9,6 +9,20 @@ end to end, and the same network from a random start; a classification RBM over 
 learned generatively, discriminatively, or by both (Larochelle & Bengio 2008). Whatever is chosen
 (penalty, epoch) is chosen on digits held out of the training set. A killed run goes on with
 --resume; results.json, the trained RBMs and figures/errors.png lie in the working directory.
+
+With --preset full, % wrong of 10,000 test digits, mean ± standard deviation of 3 seeds, and seconds
+per seed (15 min in all on two CPU cores, jax 0.10.2, 2026-11-24); the standard error of the test
+digits is 0.14 at 2 % and 0.11 at 1.2 %:
+
+    features          2.06 ± 0.08    69 for the RBM, 7 for the regression
+    fine-tuned        1.21 ± 0.02    69 for the same RBM, 32
+    random-start      1.32 ± 0.07    28
+    generative        4.15 ± 0.15    52
+    discriminative    1.38 ± 0.06    38
+    hybrid            1.39 ± 0.03    77
+
+The RBM's start beats the random one in each seed, by 0.07, 0.08 and 0.19 points: small
+beside the standard error of the test digits. Settings were chosen by validation error on seed 0.
 """
 
 from __future__ import annotations
@@ -282,7 +296,7 @@ def draw(cells: Cells, num_test: int) -> Figure:
     """Draw the test error of every arm, a dot per seed and a bar at the mean."""
     errors = by_arm(cells, "test_error")
     figure = Figure((7, 0.6 + 0.45 * len(errors)), layout="tight")
-    axes = figure.add_subplot(xlabel=f"errors on {num_test:,} test digits (%)")
+    axes = figure.add_subplot(xlabel=f"errors on {num_test:,} test digits (%), by seed; mean")
     for row, values in enumerate(errors.values()):
         percent = [100 * v for v in values]
         axes.plot(percent, [row] * len(percent), "o", color="C0", alpha=0.6)
@@ -313,18 +327,12 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
-    try:
-        config = runs.parse(PRESETS, __doc__ or "")
-        workdir = config.workdir or Path("runs") / "classification" / config.preset
-        results = train_and_evaluate(config, workdir)
-    except (FloatingPointError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: go on with the same command and --resume", file=sys.stderr)
-        return 130
+    config = runs.parse(PRESETS, __doc__ or "")
+    workdir = config.workdir or Path("runs") / "classification" / config.preset
+    results = train_and_evaluate(config, workdir)
     print(table(results))
     print(f"results.json and figures: {workdir}")
     return 0

@@ -188,9 +188,11 @@ def classification_rbm(num_pixels: int, num_hidden: int) -> pj.Product:
     return pj.product(visible, bias=pj.experts.Bias(visible), hidden=hidden)
 
 
-def label_rule(model: pj.Product, discriminative: float, generative: float, num_chains: int) -> Any:
+def label_rule(
+    model: pj.Product, discriminative: float, generative: float, num_chains: int
+) -> pj.types.Estimator:
     """Weigh -log p(y | x) against -log p(x, y), the latter by PCD; returns an estimator."""
-    terms: dict[str, tuple[Any, float]] = {
+    terms: dict[str, tuple[pj.types.Estimator, float]] = {
         "discriminative": (pj.estimators.discriminative(model), discriminative),
         "generative": (pj.estimators.pcd(model, num_chains), generative),
     }
@@ -201,7 +203,7 @@ def label_rule(model: pj.Product, discriminative: float, generative: float, num_
 def train_classification_rbm(
     rng_key: Array,
     model: pj.Product,
-    estimator: Any,
+    estimator: pj.types.Estimator,
     make_tx: Callable[[optax.Schedule], optax.GradientTransformation],
     learning_rate: float,
     data: dict[str, Examples],

@@ -320,6 +320,7 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
     return runs.run_study(PRESETS, __doc__ or "", "denoising", train_and_evaluate, table)

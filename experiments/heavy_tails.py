@@ -91,14 +91,11 @@ def train_and_evaluate(config: Config) -> list[Run]:
     return found
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status, 1 if a chain broke."""
-    try:
-        config = runs.parse({"default": Config()}, __doc__ or "")
-        found = train_and_evaluate(config)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = runs.parse({"default": Config()}, __doc__ or "")
+    found = train_and_evaluate(config)
     print(f"\n{config.num_steps} sweeps each, exponent {config.exponent}; {runs.machine()}")
     print(f"{'D':>4}{'chains':>8}{'broken':>8}{'largest |x|':>13}{'chain-steps/s':>15}")
     for run in found:

@@ -125,19 +125,13 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     return results
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
-    try:
-        config = runs.parse(PRESETS, __doc__ or "")
-        name = f"{config.preset}-{config.part}"
-        workdir = config.workdir or Path("runs") / "hinton2002" / name
-        results = train_and_evaluate(config, workdir)
-    except (FloatingPointError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    config = runs.parse(PRESETS, __doc__ or "")
+    name = f"{config.preset}-{config.part}"
+    workdir = config.workdir or Path("runs") / "hinton2002" / name
+    results = train_and_evaluate(config, workdir)
     for name, module in _PARTS.items():
         if name in results:
             print(f"\n{module.table(results[name])}\n({results[name + '_seconds']} s)")

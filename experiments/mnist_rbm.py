@@ -267,19 +267,13 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     return results
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
-    try:
-        config = runs.parse(PRESETS, __doc__ or "")
-        name = f"{config.preset}-seed{config.seed}"
-        workdir = config.workdir or Path("runs") / "mnist_rbm" / name
-        results = train_and_evaluate(config, workdir)
-    except (FloatingPointError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: go on with the same command and --resume", file=sys.stderr)
-        return 130
+    config = runs.parse(PRESETS, __doc__ or "")
+    name = f"{config.preset}-seed{config.seed}"
+    workdir = config.workdir or Path("runs") / "mnist_rbm" / name
+    results = train_and_evaluate(config, workdir)
     print(digit_report.table(results))
     print(f"figures, parameters and metrics: {workdir}")
     return 0

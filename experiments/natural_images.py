@@ -281,18 +281,12 @@ def _fastica(z: jax.Array, seed: int) -> np.ndarray:
 BASES = {"random basis": _random, "principal components": _principal, "FastICA": _fastica}
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
-    try:
-        config = runs.parse(PRESETS, __doc__ or "")
-        workdir = config.workdir or Path("runs") / "natural_images" / config.preset
-        results = train_and_evaluate(config, workdir)
-    except (FloatingPointError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    config = runs.parse(PRESETS, __doc__ or "")
+    workdir = config.workdir or Path("runs") / "natural_images" / config.preset
+    results = train_and_evaluate(config, workdir)
     print(f"\n{results['source']}; whitened by {config.num_components} principal components")
     print(filter_report.table(results["models"]))
     for name, rows in results["models"].items():

@@ -307,6 +307,7 @@ def rows_of(errors: dict[str, Any]) -> list[str]:
     return lines
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
     return runs.run_study(PRESETS, __doc__ or "", "parts", train_and_evaluate, table)

@@ -145,18 +145,12 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     return cells.values
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
-    try:
-        config = runs.parse(PRESETS, __doc__ or "")
-        workdir = config.workdir or Path("runs") / "pretraining" / config.preset
-        results = train_and_evaluate(config, workdir)
-    except (FloatingPointError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: go on with the same command and --resume", file=sys.stderr)
-        return 130
+    config = runs.parse(PRESETS, __doc__ or "")
+    workdir = config.workdir or Path("runs") / "pretraining" / config.preset
+    results = train_and_evaluate(config, workdir)
     print(pretraining_report.table(results))
     print(f"results.json and figures: {workdir}; {runs.machine()}")
     return 0

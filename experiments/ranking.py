@@ -309,6 +309,7 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
     return runs.run_study(PRESETS, __doc__ or "", "ranking", train_and_evaluate, table)

@@ -284,17 +284,11 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
-    try:
-        config = runs.parse(PRESETS, __doc__ or "")
-        results = train_and_evaluate(config, config.workdir)
-    except (FloatingPointError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    config = runs.parse(PRESETS, __doc__ or "")
+    results = train_and_evaluate(config, config.workdir)
     print(table(results))
     print(f"figures and results.json: {config.workdir}")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -158,6 +159,23 @@ def write_results(
     return results
 
 
+def command(main: Callable[[], int]) -> Callable[[], int]:
+    """Turn what goes wrong in a main function into one line and an exit status."""
+
+    @functools.wraps(main)
+    def guarded() -> int:
+        try:
+            return main()
+        except (FloatingPointError, ImportError, OSError, ValueError, RuntimeError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted; scripts that know --resume go on from here", file=sys.stderr)
+            return 130
+
+    return guarded
+
+
 def run_study(
     presets: Mapping[str, ConfigT],
     description: str,
@@ -174,16 +192,9 @@ def run_study(
       study: `(config, workdir) -> results`, which writes figures and results.json.
       table: what to print of the results.
     """
-    try:
-        config: Any = parse(presets, description)
-        workdir = config.workdir or Path("runs") / name / config.preset
-        results = study(config, workdir)
-    except (FloatingPointError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    config: Any = parse(presets, description)
+    workdir = config.workdir or Path("runs") / name / config.preset
+    results = study(config, workdir)
     print(table(results))
     print(f"{results['seconds']:.0f} s; {results['machine']}")
     print(f"figures and results.json: {workdir}")

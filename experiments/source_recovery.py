@@ -257,18 +257,12 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, runs.machine()])
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
-    try:
-        config = runs.parse(PRESETS, __doc__ or "")
-        workdir = config.workdir or Path("runs") / "source_recovery" / config.preset
-        results = train_and_evaluate(config, workdir)
-    except (FloatingPointError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    config = runs.parse(PRESETS, __doc__ or "")
+    workdir = config.workdir or Path("runs") / "source_recovery" / config.preset
+    results = train_and_evaluate(config, workdir)
     print(table(results))
     print(f"figure and numbers: {workdir}")
     return 0

@@ -98,14 +98,11 @@ def train_and_evaluate(config: Config) -> list[Row]:
     return rows
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
-    try:
-        config = runs.parse({"default": Config()}, __doc__ or "")
-        rows = train_and_evaluate(config)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = runs.parse({"default": Config()}, __doc__ or "")
+    rows = train_and_evaluate(config)
     print(f"\nD = {config.size}, {config.num_betas} temperatures; {runs.machine()}")
     print(f"{'exponent':>8}{'base':>11}{'seed':>6}{'error':>9}{'s.e.':>8}{'ESS':>6}  warned")
     for row in rows:

@@ -123,13 +123,16 @@ def fit_epoch(
         fraction = taken / (options.num_epochs * num_steps)
         rate = learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * fraction))
         params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        decay = jnp.minimum(options.average_decay, (1 + taken) / (10 + taken))
-        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+        if averaged:
+            decay = jnp.minimum(options.average_decay, (1 + taken) / (10 + taken))
+            average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
         return (params, opt_state, average), value
 
-    carry = (fit.params, fit.opt_state, fit.average)
+    averaged = options.average_decay > 0
+    carry = (fit.params, fit.opt_state, fit.average if averaged else None)
     batches = jnp.arange(num_steps), order.reshape(num_steps, options.batch_size)
     (params, opt_state, average), losses = jax.lax.scan(step, carry, batches)
+    average = average if averaged else params
     logits = nnx.merge(graph, average)(scaled(validation.images))
     entropy = mean_cross_entropy(logits, validation.labels)
     score = jnp.sum(jnp.argmax(logits, axis=-1) != validation.labels) + entropy / (1 + entropy)

@@ -257,16 +257,11 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     return results
 
 
+@runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
-    try:
-        config = runs.parse(PRESETS, __doc__ or "")
-        results = train_and_evaluate(config, config.workdir)
-    except (FloatingPointError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    config = runs.parse(PRESETS, __doc__ or "")
+    results = train_and_evaluate(config, config.workdir)
     print(density_report.table(results))
     print(f"figures and results: {config.workdir}")
     return 0

@@ -135,6 +135,8 @@ class Classifier(nnx.Module):
         kernel_init: Callable[..., Any] = _GLOROT,
         dropout: float = 0.0,
     ) -> None:
+        if not sizes:
+            raise ValueError("sizes: expected the number of inputs at least, got none")
         for size in (*sizes, num_classes):
             _checks.positive_int("sizes, num_classes", size)
         _checks.fraction("dropout", dropout)

@@ -56,8 +56,10 @@ def fit_greedy(
     Source: Hinton, Osindero & Teh (2006), A fast learning algorithm for deep belief nets.
     """
     _checks.rng_key("rng_key", rng_key)
-    if not num_hidden:
-        raise ValueError("num_hidden: expected at least one layer, got none")
+    if not isinstance(num_hidden, Sequence) or not num_hidden:
+        raise ValueError(f"num_hidden: expected a size for every layer, got {num_hidden!r}")
+    for size in num_hidden:
+        _checks.positive_int("num_hidden", size)
     _checks.leading_axis("probabilities", probabilities)
     if jnp.ndim(probabilities) != 2:
         raise ValueError(f"probabilities: expected shape (N, D), got {jnp.shape(probabilities)}")

@@ -13,7 +13,7 @@ import optax
 
 from poejax import _checks, propriety
 from poejax.product import Product
-from poejax.types import Array, Estimator, EstimatorInfo, Event, LossInfo, Params, PyTree
+from poejax.types import Array, Estimator, Event, Params, PyTree
 
 Preprocess = Callable[[Array, PyTree], Event]
 """`(rng_key, rows) -> events`: how stored rows become events, e.g. `datasets.stochastic`."""
@@ -36,9 +36,9 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What each step saw, [num_steps] each; the densities in `info` are unnormalised."""
+    """What each step saw, [num_steps] each: the estimator's diagnostics and the gradient's norm."""
 
-    info: EstimatorInfo | LossInfo
+    info: PyTree
     grad_norm: Array
 
 

@@ -87,10 +87,13 @@ class ModelKernel(Kernel, Protocol):
 
 
 class Estimator(Protocol):
-    """A rule for the gradient of a loss to minimise: the negative log-likelihood, or a stand-in."""
+    """A rule for the gradient of a loss to minimise: the negative log-likelihood, or a stand-in.
+
+    The last of what `grad` returns is its diagnostics: EstimatorInfo, LossInfo, or a rule's own.
+    """
 
     def init(self, rng_key: Array, params: Params, data: Event) -> PyTree: ...
 
     def grad(
         self, rng_key: Array, params: Params, state: PyTree, batch: Event
-    ) -> tuple[Params, PyTree, EstimatorInfo | LossInfo]: ...
+    ) -> tuple[Params, PyTree, PyTree]: ...

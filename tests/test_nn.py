@@ -143,7 +143,10 @@ def test_a_network_learns():
         (lambda: nn.Classifier.from_stack([], 2, rngs=nnx.Rngs(0)), "stack: expected at least one"),
         (lambda: nn.Classifier((9, 0), 2, rngs=nnx.Rngs(0)), "sizes, num_classes: expected an int"),
         (lambda: greedy(2 * np.ones((20, 4))), r"probabilities: expected values in \[0, 1\]"),
-        (lambda: greedy(np.ones((20, 4)), ()), "num_hidden: expected at least one layer"),
+        (lambda: greedy(np.ones((20, 4)), ()), "num_hidden: expected a size for every layer"),
+        (lambda: greedy(np.ones((20, 4)), 5), "num_hidden: expected a size for every layer, got 5"),
+        (lambda: greedy(np.ones((20, 4)), (3, 0)), "num_hidden: expected an integer of at least 1"),
+        (lambda: nn.Classifier([], 2, rngs=nnx.Rngs(0)), "sizes: expected the number of inputs"),
         (lambda: greedy(np.ones(4)), r"probabilities: expected shape \(N, D\)"),
     ],
 )

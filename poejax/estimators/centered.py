@@ -12,7 +12,7 @@ from poejax import _checks
 from poejax.estimators.missing import refuse_incomplete
 from poejax.experts import Bias, HiddenBank
 from poejax.product import Product
-from poejax.types import Array, Estimator, EstimatorInfo, Event, LossInfo, Params
+from poejax.types import Array, Estimator, Event, Params, PyTree
 
 
 class CenteredState(NamedTuple):
@@ -39,7 +39,7 @@ class Centered:
 
     def grad(
         self, rng_key: Array, params: Params, state: CenteredState, batch: Event
-    ) -> tuple[Params, CenteredState, EstimatorInfo | LossInfo]:
+    ) -> tuple[Params, CenteredState, PyTree]:
         """Estimate the gradient from a batch [B, ...], move the offsets, centre the gradient."""
         grads, inner, info = self.estimator.grad(rng_key, params, state.inner, batch)
         old, new = (state.visible_offset, state.hidden_offsets), self._means(params, batch)
