@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ class Cells:
     def __init__(self, path: Path) -> None:
         """Open `path`, with whatever an earlier run left there."""
         self.path = path
-        self.values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.values: dict[str, Any] = runs.read_json(path) if path.exists() else {}
+        if not all(isinstance(value, dict) for value in self.values.values()):
+            raise ValueError(f"{path}: expected an object for every cell")
 
     def __contains__(self, name: str) -> bool:
         """Whether that cell is done."""

@@ -117,7 +117,7 @@ class Config:
                 raise ValueError(f"{field.name}: expected a number in [0, 1), got {value}")
             if field.name.endswith(("_rate", "_weight")) and value <= 0:
                 raise ValueError(f"{field.name}: expected > 0, got {value}")
-        if not self.arms or not self.penalties or min(self.penalties) < 0:
+        if not self.arms or not self.penalties or not min(self.penalties) >= 0:
             raise ValueError(
                 "arms, penalties: expected at least one, penalties >= 0, got "
                 f"{self.arms} and {self.penalties}"

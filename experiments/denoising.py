@@ -53,7 +53,7 @@ from matplotlib.figure import Figure
 
 import poejax as pj
 from experiments import rbm_recipe, runs
-from experiments.ranking import block_masks
+from experiments.ranking import block_masks, require_block
 from experiments.scoring import spread
 from poejax import datasets, plotting
 from poejax.types import Array, Params
@@ -98,6 +98,8 @@ class Config:
         runs.at_least(self, 2, "num_chains", "num_images")
         if not self.noise_rates or not all(0 < rate < 0.5 for rate in self.noise_rates):
             raise ValueError(f"noise_rates: expected some in (0, 0.5), got {self.noise_rates}")
+        if len(set(self.noise_rates)) < len(self.noise_rates):
+            raise ValueError(f"noise_rates: expected different ones, got {self.noise_rates}")
         if not 0 <= self.burn_in < self.num_sweeps:
             raise ValueError(f"burn_in: expected 0 to {self.num_sweeps - 1}, got {self.burn_in}")
 
@@ -138,6 +140,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         raise ValueError(
             f"num_images: expected at most {len(data.test.images)}, got {config.num_images}"
         )
+    require_block(config.block, data.shape)
     # Evenly over the split: the second half of MNIST's test digits is harder than the first.
     chosen = np.linspace(0, len(data.test.images) - 1, config.num_images).astype(int)
     clean = np.asarray(datasets.threshold(jax.random.key(0), data.test.images[chosen]))

@@ -272,8 +272,6 @@ def table(results: Mapping[str, Any]) -> str:
         f"{expansion['expanded_components']} on the plane "
         f"({expansion['mixture_free_parameters']}); largest difference of the densities "
         f"{expansion['max_abs_difference']:.2e} (of at most {expansion['max_density']:.3f})",
-        "",
-        f"{results['seconds']:.0f} s; {results['machine']}",
     ]
     return "\n".join(lines)
 

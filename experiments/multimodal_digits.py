@@ -174,6 +174,5 @@ def table(results: dict[str, Any]) -> str:
         f"nats per test example ({results['test_examples']} digits, stochastic bits drawn once), "
         f"{results['halves']} halves a and b, K = {results['num_samples']} draws of z;",
         "exact values, not bounds, for the mean image and the Bernoulli mixture",
-        f"{results['seconds']:.0f} s in all; {results['machine']}",
     ]
     return "\n".join(lines)

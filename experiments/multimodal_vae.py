@@ -78,8 +78,8 @@ class Config:
     """Of the baseline, a mixture of Bernoullis."""
     num_seeds: int = 3
     """Seeds 0, 1, ... of every rule; data and test bits stay the same."""
-    workdir: Path = Path("runs") / "multimodal_vae"
-    """Where results.json and figures/ go; what lies there is replaced."""
+    workdir: Path | None = None
+    """Where results.json and figures/ go; runs/multimodal_vae/PRESET unless given."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any work is done."""
@@ -244,7 +244,6 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         raise ValueError(
             f"batch_size: expected at most {data.train.shape[0]}, got {config.batch_size}"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
     per_seed: dict[str, list[dict[str, float]]] = {
         "mean image": [means(multimodal_digits.mean_image_scores(data))]
     }
@@ -283,22 +282,16 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         "halves": config.halves,
         "num_samples": config.num_samples,
         "training_seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "seconds": round(time.perf_counter() - start, 1),
-        "machine": runs.machine(),
-        "config": runs.jsonable(config),
     }
-    runs.write_json(workdir / "results.json", results)
-    return results
+    return runs.write_results(workdir, config, results, start)
 
 
 @runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
-    config = runs.parse(PRESETS, __doc__ or "")
-    results = train_and_evaluate(config, config.workdir)
-    print(multimodal_digits.table(results))
-    print(f"figures and results.json: {config.workdir}")
-    return 0
+    return runs.run_study(
+        PRESETS, __doc__ or "", "multimodal_vae", train_and_evaluate, multimodal_digits.table
+    )
 
 
 if __name__ == "__main__":

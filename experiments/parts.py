@@ -297,16 +297,6 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def rows_of(errors: dict[str, Any]) -> list[str]:
-    """Return the lines of the table for errors by representation and number of labels."""
-    lines = []
-    for name, by_count in errors.items():
-        values = [(100 * v["mean"], 100 * v["std_over_draws"]) for v in by_count.values()]
-        cells = "".join(f"{f'{mean:.2f} ± {std:.2f}':>15}" for mean, std in values)
-        lines.append(f"    {name:<20}{cells}")
-    return lines
-
-
 @runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""

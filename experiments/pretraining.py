@@ -134,8 +134,10 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     options = {"num_validation": config.num_validation} if config.dataset == "mnist" else {}
     data = datasets.load(config.dataset, **options)
     num_rows = len(data.train.labels)
-    if max(config.labels) > num_rows:
-        raise ValueError(f"labels: expected at most {num_rows}, got {max(config.labels)}")
+    if max(config.labels) >= num_rows:
+        raise ValueError(
+            f"labels: expected less than {num_rows}, or 0 for all, got {max(config.labels)}"
+        )
     free = ("labels", "depths", "arms", "num_seeds", "num_seeds_above", "together")
     runs.open_workdir(workdir, config, config.resume, unchecked=(*free, "workdir", "resume"))
     cells = Cells(workdir / "results.json")

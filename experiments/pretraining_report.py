@@ -41,8 +41,9 @@ def table(results: dict[str, Any]) -> str:
         f"{'over random':>16}{'over modern':>16}",
     ]
     for (labels, depth), arms in errors_by_kind(results).items():
-        count = min(len(errors) for errors in arms.values())
-        row = f"{labels or 'all':>7} {depth:>5} {count:>5}"
+        counts = sorted({len(errors) for errors in arms.values()})
+        seeds = "-".join(map(str, counts[:: max(1, len(counts) - 1)]))
+        row = f"{labels or 'all':>7} {depth:>5} {seeds:>5}"
         for arm in _COLOURS:
             values = 100 * np.array(list(arms.get(arm, {}).values()))
             spread = values.std(ddof=1) if len(values) > 1 else np.nan
@@ -69,9 +70,14 @@ def draw(results: dict[str, Any], num_rows: int) -> Figure:
             values = [100 * np.array(list(kinds[labels, depths[x]][arm].values())) for x in places]
             if not values:
                 continue
+            positions = [x + 0.25 * (i - 1) for x in places]
+            if max(map(len, values)) < 3:  # too few for quartiles
+                for x, dots in zip(positions, values, strict=True):
+                    axes.plot([x] * len(dots), dots, "o", color=colour, alpha=0.6)
+                continue
             boxes = axes.boxplot(
                 values,
-                positions=[x + 0.25 * (i - 1) for x in places],
+                positions=positions,
                 widths=0.2,
                 patch_artist=True,
                 medianprops={"color": "black"},
@@ -84,6 +90,7 @@ def draw(results: dict[str, Any], num_rows: int) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         if k == 0:
             axes.set_ylabel("test error (%)")
-    patches = [Patch(facecolor=c, alpha=0.6, label=arm) for arm, c in _COLOURS.items()]
+    run = set().union(*kinds.values())
+    patches = [Patch(facecolor=c, alpha=0.6, label=a) for a, c in _COLOURS.items() if a in run]
     figure.legend(handles=patches, ncols=3, frameon=False, loc="outside upper center")
     return figure

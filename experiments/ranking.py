@@ -87,6 +87,8 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse impossible values before any work is done."""
         runs.at_least(self, 1, "num_seeds", "block")
+        if not 0 <= self.digit <= 9:
+            raise ValueError(f"digit: expected 0 to 9, got {self.digit}")
         if not 0 < self.fraction <= 0.5:
             raise ValueError(f"fraction: expected a number in (0, 0.5], got {self.fraction}")
         if not self.mixture_sizes or min(self.mixture_sizes) < 1:
@@ -125,6 +127,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     start = time.perf_counter()
     options = {"num_validation": 0} if config.dataset == "mnist" else {}
     data = datasets.load(config.dataset, **options)
+    require_block(config.block, data.shape)
     train, _ = select(data.train, config)
     held_out = [select(split, config) for split in (data.validation, data.test)]
     inliers, others = (np.concatenate(parts) for parts in zip(*held_out, strict=True))
@@ -203,16 +206,16 @@ def outlier_sets(
     }
 
 
+def require_block(side: int, shape: tuple[int, int]) -> None:
+    """Raise ValueError if a square's side is more than half the height or width of an image."""
+    if not 1 <= side <= min(shape) // 2:
+        raise ValueError(f"block: expected a side of 1 to {min(shape) // 2}, got {side}")
+
+
 def block_masks(
     rng: np.random.Generator, num_images: int, shape: tuple[int, int], side: int
 ) -> npt.NDArray[np.bool_]:
-    """Draw squares [N, D] of True, centred uniformly over the inner half of height and width.
-
-    Raises:
-      ValueError: if the side is more than half the height or width.
-    """
-    if not 1 <= side <= min(shape) // 2:
-        raise ValueError(f"block: expected a side of 1 to {min(shape) // 2}, got {side}")
+    """Draw squares [N, D] of True, centred uniformly over the inner half of height and width."""
     rows, columns = (
         np.rint(rng.uniform(size / 4, 3 * size / 4, num_images) - side / 2).astype(int)
         for size in shape

@@ -75,8 +75,8 @@ class Config:
     """Codes per test image: of the mean ELBO, and the K of the importance-weighted bound."""
     num_seeds: int = 3
     """Seeds 0, 1, ... of either prior; data and test bits stay the same."""
-    workdir: Path = Path("runs") / "rbm_prior"
-    """Where results.json and figures/ go; what lies there is replaced."""
+    workdir: Path | None = None
+    """Where results.json and figures/ go; runs/rbm_prior/PRESET unless given."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any work is done."""
@@ -219,7 +219,6 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         "validation": datasets.stochastic(validation_key, loaded.validation.images),
         "test": datasets.stochastic(test_key, loaded.test.images),
     }
-    workdir.mkdir(parents=True, exist_ok=True)
     scores: dict[str, list[dict[str, float]]] = {}
     curves: dict[int, dict[str, float]] = {}
     samples = {}
@@ -253,12 +252,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         "scores": scores,
         "test_examples": len(data["test"]),
         "binarization": "stochastic",
-        "seconds": round(time.perf_counter() - started, 1),
-        "machine": runs.machine(),
-        "config": runs.jsonable(config),
     }
-    runs.write_json(workdir / "results.json", results)
-    return results
+    return runs.write_results(workdir, config, results, started)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -278,8 +273,7 @@ def table(results: dict[str, Any]) -> str:
     )
     lines.append(
         f"mean ± standard deviation over {len(gains)} seeds; {results['test_examples']} test "
-        f"images, binarisation {results['binarization']}; {results['seconds']:.0f} s; "
-        f"{results['machine']}"
+        f"images, binarisation {results['binarization']}"
     )
     return "\n".join(lines)
 
@@ -287,11 +281,7 @@ def table(results: dict[str, Any]) -> str:
 @runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
-    config = runs.parse(PRESETS, __doc__ or "")
-    results = train_and_evaluate(config, config.workdir)
-    print(table(results))
-    print(f"figures and results.json: {config.workdir}")
-    return 0
+    return runs.run_study(PRESETS, __doc__ or "", "rbm_prior", train_and_evaluate, table)
 
 
 if __name__ == "__main__":

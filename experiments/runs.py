@@ -32,13 +32,17 @@ def parse(
         elif arg.startswith("--preset="):
             preset = arg.removeprefix("--preset=")
     default = presets.get(preset, next(iter(presets.values())))
-    return tyro.cli(
+    config = tyro.cli(
         type(default),
         default=default,
         args=args,
         description=description,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    for name, value in jsonable(config).items():
+        if "NaN" in json.dumps(value):  # would pass any check for what is too large or too small
+            raise ValueError(f"{name}: expected numbers, got {value}")
+    return config
 
 
 def open_workdir(workdir: Path, config: Any, resume: bool, unchecked: tuple[str, ...]) -> None:
@@ -56,13 +60,17 @@ def open_workdir(workdir: Path, config: Any, resume: bool, unchecked: tuple[str,
     """
     path = workdir / "config.json"
     fields = {k: v for k, v in jsonable(config).items() if k not in unchecked}
+    if not path.exists() and (workdir / "results.json").exists():
+        raise FileExistsError(
+            f"workdir: {workdir} holds results of something else, without config.json; pass another"
+        )
     if path.exists():
         if not resume:
             raise FileExistsError(
                 f"workdir: {workdir} holds a run already; pass --resume to go on with it, or "
                 "another --workdir"
             )
-        found = json.loads(path.read_text())
+        found = read_json(path)
         changed = [k for k in sorted(fields.keys() | found.keys()) if fields.get(k) != found.get(k)]
         if changed:
             listed = ", ".join(f"{k}={fields.get(k)!r} (was {found.get(k)!r})" for k in changed)
@@ -70,6 +78,21 @@ def open_workdir(workdir: Path, config: Any, resume: bool, unchecked: tuple[str,
         return
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, fields)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object from a JSON file.
+
+    Raises:
+      ValueError: if the file holds none, e.g. because it was cut short; names it.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got what cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -194,6 +217,8 @@ def run_study(
     """
     config: Any = parse(presets, description)
     workdir = config.workdir or Path("runs") / name / config.preset
+    if (workdir / "config.json").exists():
+        raise FileExistsError(f"workdir: {workdir} holds a run that can be resumed; pass another")
     results = study(config, workdir)
     print(table(results))
     print(f"{results['seconds']:.0f} s; {results['machine']}")

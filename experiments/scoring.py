@@ -134,6 +134,6 @@ def mixture_log_probs(params: BernoulliMixtureParams, x: Array) -> Array:
 
 
 def spread(values: npt.ArrayLike) -> float:
-    """Return the standard deviation of a sample, e.g. over seeds; 0 of a single value."""
+    """Return the standard deviation of a sample, e.g. over seeds; NaN of a single value."""
     values = np.asarray(values)
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return float(np.std(values, ddof=1)) if len(values) > 1 else np.nan

@@ -76,8 +76,8 @@ class Config:
     """Independent estimates of log Z."""
     seed: int = 0
     """Of the whole run."""
-    workdir: Path = Path("runs/three_families")
-    """Where the figure and the results go."""
+    workdir: Path | None = None
+    """Where the figure and the results go; runs/three_families/PRESET unless given."""
 
 
 PRESETS = {
@@ -239,7 +239,6 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     if config.num_steps % 10 or config.num_steps < 10:
         raise ValueError(f"num_steps: expected a multiple of 10, got {config.num_steps}")
     begin = time.perf_counter()
-    workdir.mkdir(parents=True, exist_ok=True)
     target, model = TARGETS[config.target], build(config.num_student_t)
     keys = jax.random.split(jax.random.key(config.seed), 5)
     data = target.sample(keys[0], config.num_train)
@@ -267,7 +266,6 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             }
         )
     results = {
-        "config": runs.jsonable(config),
         "log_z_quadrature": float(quadrature.log_z),
         "log_z_quadrature_error": float(quadrature.error),
         "ais": estimates,
@@ -276,14 +274,11 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         "true_log_likelihood": float(jnp.mean(jax.vmap(target.log_prob)(test))),
         "samples": sample_check(model, params, quadrature.log_z, samples, target)
         | {"step_size": step_size, "acceptance": acceptance},
-        "seconds": time.perf_counter() - begin,
-        "machine": runs.machine(),
     }
     log_z = quadrature.log_z
     path = workdir / "three_families.png"
     density_report.draw_votes(path, model, params, log_z, data, samples, target, _TITLES)
-    runs.write_json(workdir / "results.json", results)
-    return results
+    return runs.write_results(workdir, config, results, begin)
 
 
 def _best_gaussian(data: Event, test: Event) -> float:
@@ -319,7 +314,6 @@ def table(results: dict[str, Any]) -> str:
         f"E|x|: {samples['mean_radius']:.4f} of the density, "
         f"{samples['mean_radius_of_samples']:.4f} ± {samples['mean_radius_std_err']:.4f} of the "
         f"samples (HMC step {samples['step_size']:g}, acceptance {samples['acceptance']:.2f})",
-        f"{results['seconds']:.0f} s; {results['machine']}",
     ]
     return "\n".join(lines)
 
@@ -327,11 +321,7 @@ def table(results: dict[str, Any]) -> str:
 @runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
-    config = runs.parse(PRESETS, __doc__ or "")
-    results = train_and_evaluate(config, config.workdir)
-    print(table(results))
-    print(f"figure and results: {config.workdir}")
-    return 0
+    return runs.run_study(PRESETS, __doc__ or "", "three_families", train_and_evaluate, table)
 
 
 if __name__ == "__main__":

@@ -78,8 +78,8 @@ class Config:
     """Largest K of the curve of KL against K; EM in single precision stops at about 5e-5 nats."""
     kl_steps: int = 1000
     """EM steps at most, and Adam updates, of each fit of that curve."""
-    workdir: Path = Path("runs/toy_densities")
-    """Where figures and results go."""
+    workdir: Path | None = None
+    """Where figures and results go; runs/toy_densities/PRESET unless given."""
 
 
 PRESETS = {
@@ -236,35 +236,28 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         if unknown := set(getattr(config, field)) - set(known):
             raise ValueError(f"{field}: expected names of {sorted(known)}, got {sorted(unknown)}")
     start = time.perf_counter()
-    workdir.mkdir(parents=True, exist_ok=True)
     rows, panels = study_densities(config)
     curve = toy_theory.study_kl(config.max_components, config.num_seeds, config.kl_steps)
     expansion = toy_theory.expand_product()
     results = {
-        "config": runs.jsonable(config),
         "densities": rows,
         "kl_against_k": curve,
         "expansion": expansion.summary(),
-        "seconds": time.perf_counter() - start,
-        "machine": runs.machine(),
     }
     titles = {name: family.title for name, family in FAMILIES.items()}
     titles |= {"truth": "data", "mixture": "mixture of\nGaussians"}
     density_report.draw_densities(workdir / "densities.png", rows, panels, titles)
     density_report.draw_kl(workdir / "kl_against_k.png", curve)
     density_report.draw_expansion(workdir / "expansion.png", expansion)
-    runs.write_json(workdir / "results.json", results)
-    return results
+    return runs.write_results(workdir, config, results, start)
 
 
 @runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
-    config = runs.parse(PRESETS, __doc__ or "")
-    results = train_and_evaluate(config, config.workdir)
-    print(density_report.table(results))
-    print(f"figures and results: {config.workdir}")
-    return 0
+    return runs.run_study(
+        PRESETS, __doc__ or "", "toy_densities", train_and_evaluate, density_report.table
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import jax
@@ -23,10 +24,17 @@ def positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
+def is_real(value: Any) -> bool:
+    """Whether `value` is one real number, of Python or in an array, traced or not."""
+    if hasattr(value, "dtype"):
+        return bool(jnp.issubdtype(value.dtype, jnp.floating)) and jnp.shape(value) == ()
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def fraction(name: str, value: float) -> float:
     """Return `value` if it lies in [0, 1)."""
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
+    if not is_real(value) or not 0.0 <= value < 1.0:
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
     return float(value)
 
 
@@ -52,6 +60,8 @@ def shape(name: str, value: Any, expected: tuple[int, ...], owner: Any) -> None:
 
 def leading_axis(name: str, tree: Any) -> int:
     """Return the common, non-zero length of the leading axis of all leaves."""
+    if isinstance(tree, list):
+        raise TypeError(f"{name}: expected an array, got a list; use numpy.asarray")
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     lengths = {s[0] if s else None for s in shapes}
     if len(lengths) != 1 or None in lengths:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import models
+from poejax import _checks, models
 from poejax.experts import Bias, HiddenBank
 from poejax.product import Product, product
 from poejax.types import Params
@@ -70,7 +70,7 @@ def load_rbms(path: str | pathlib.Path, update: int | None = None) -> tuple[Prod
         found = sorted(int(m[1]) for key in file if (m := re.fullmatch(r"update_(\d+)", key)))
         if not found:
             raise ValueError(f"path: expected groups update_1, ... in {path}, got {sorted(file)}")
-        update = found[-1] if update is None else update
+        update = found[-1] if update is None else _checks.positive_int("update", update)
         if update not in found:
             raise ValueError(f"update: expected one of {found}, got {update}")
         kind = file["model_type"][()] if "model_type" in file else b"BBRBM"
@@ -86,6 +86,11 @@ def load_rbms(path: str | pathlib.Path, update: int | None = None) -> tuple[Prod
         return _rbm(w, a, b)
     if kind != "PBRBM":
         raise ValueError(f"path: expected a machine BBRBM or PBRBM, got {kind!r}")
+    if a.ndim != 2 or w.shape != (*a.shape, *b.shape) or b.ndim != 1:
+        raise ValueError(
+            "path: expected weight_matrix [V, q, H], vbias [V, q] and hbias [H] of a Potts "
+            f"machine, got shapes {w.shape}, {a.shape} and {b.shape}"
+        )
     visible = Categorical(*a.shape)
     hidden = HiddenBank(visible, Bernoulli(b.shape[0]))
     model = product(visible, bias=Bias(visible), hidden=hidden)

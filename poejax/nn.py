@@ -32,6 +32,8 @@ class ProductModule(nnx.Module):
       model: the product.
       params: its parameters; drawn by `model.init` from `rngs.params()` when None.
       rngs: NNX random streams, used if `params` is None.
+
+    Temperatures and masks ("beta", "present") are plain Variables, which optimizers leave alone.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class ProductModule(nnx.Module):
             params = model.init(_typed(rngs.params()))
         model.check_params(params)
         self.model = model
-        self.variables = nnx.data(jax.tree.map(lambda leaf: nnx.Param(jnp.asarray(leaf)), params))
+        self.variables = nnx.data(jax.tree_util.tree_map_with_path(_variable, params))
 
     @property
     def params(self) -> Params:
@@ -93,7 +95,8 @@ class Features(nnx.Module):
       bias: whether to use the hidden bias.
 
     Raises:
-      ValueError: if there is no bank of that name with Bernoulli hidden units.
+      ValueError: if there is no bank of that name with Bernoulli hidden units, or it is tempered
+        or masked.
 
     Source: Erhan et al. (2010); Hinton & Salakhutdinov (2006).
     """
@@ -104,12 +107,14 @@ class Features(nnx.Module):
         if not isinstance(expert, HiddenBank) or not isinstance(expert.hidden, Bernoulli):
             raise ValueError(f"bank: expected one with Bernoulli hidden units, got {expert}")
         model.check_params(params)
+        if set(params[bank]) != {"w", "b"}:
+            raise ValueError(f"params: expected w and b alone in {bank!r}, got {set(params[bank])}")
         self.w = nnx.Param(jnp.asarray(params[bank]["w"]))
         self.b = nnx.Param(jnp.asarray(params[bank]["b"])) if bias else None
 
     def __call__(self, x: Array) -> Array:
         """Return features [..., H] of inputs [..., D]."""
-        pre = jnp.matmul(jnp.asarray(x, self.w.dtype), self.w[...])
+        pre = jnp.matmul(jnp.asarray(x, jnp.result_type(x, self.w.dtype)), self.w[...])
         return jax.nn.sigmoid(pre if self.b is None else pre + self.b[...])
 
 
@@ -139,7 +144,7 @@ class Classifier(nnx.Module):
             raise ValueError("sizes: expected the number of inputs at least, got none")
         for size in (*sizes, num_classes):
             _checks.positive_int("sizes, num_classes", size)
-        _checks.fraction("dropout", dropout)
+        dropout = _checks.fraction("dropout", dropout)
         self.activation = activation
         self.dropout = dropout
         self.hidden = nnx.List(
@@ -201,6 +206,11 @@ class Classifier(nnx.Module):
                 keep = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
                 x = jnp.where(keep, x / (1 - self.dropout), 0)
         return self.readout(x)
+
+
+def _variable(path: Any, leaf: Array) -> nnx.Variable[Array]:
+    kind = nnx.Variable if path[-1].key in ("beta", "present") else nnx.Param
+    return kind(jnp.asarray(leaf))
 
 
 def _typed(rng_key: Array) -> Array:

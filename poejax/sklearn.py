@@ -84,6 +84,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def fit(self, X: npt.ArrayLike, y: Any = None) -> RBM:
         """Learn from a batch X [N, D]; returns self."""
+        self._check_options()
         x = self._probabilities(X, reset=True)
         self._start(x)
         size = min(self.batch_size, len(x))
@@ -97,6 +98,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def partial_fit(self, X: npt.ArrayLike, y: Any = None) -> RBM:
         """Take one pass over a batch X [N, D], in the order given; returns self."""
+        self._check_options()
         first = not hasattr(self, "params_")
         x = self._probabilities(X, reset=first)
         if first:
@@ -191,8 +193,6 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         x = validate_data(self, X, reset=reset, dtype=(np.float64, np.float32))
         if self.binarize == "threshold":
             return (x > self.threshold).astype(x.dtype)
-        if self.binarize != "sample":
-            raise ValueError(f"binarize: expected 'sample' or 'threshold', got {self.binarize!r}")
         if x.min() < 0 or x.max() > 1:
             raise ValueError(
                 "X: expected probabilities in [0, 1] with binarize='sample', got values in "
@@ -200,20 +200,25 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )
         return x
 
-    def _start(self, x: Matrix) -> None:
+    def _check_options(self) -> None:
         for name in ("n_components", "batch_size", "n_iter", "n_chains", "n_gibbs_steps"):
             _checks.positive_int(name, getattr(self, name))
-        if not (isinstance(self.learning_rate, (int, float)) and self.learning_rate > 0):
-            raise ValueError(
-                f"learning_rate: expected a positive number, got {self.learning_rate!r}"
-            )
+        rate = self.learning_rate
+        if not _checks.is_real(rate) or not 0 < rate < np.inf:
+            raise ValueError(f"learning_rate: expected a positive number, got {rate!r}")
+        if self.binarize not in ("sample", "threshold"):
+            raise ValueError(f"binarize: expected 'sample' or 'threshold', got {self.binarize!r}")
+        if not _checks.is_real(self.threshold) or not np.isfinite(self.threshold):
+            raise ValueError(f"threshold: expected a finite number, got {self.threshold!r}")
+
+    def _start(self, x: Matrix) -> None:
         self.random_state_ = check_random_state(self.random_state)
         key = jax.random.key(self.random_state_.randint(np.iinfo(np.int32).max))
         self.model_ = models.rbm(x.shape[1], self.n_components)
         params_key, train_key = jax.random.split(key)
         params = self.model_.init(params_key)
         params["bias"]["field"] = self.model_.visible.fit_field(x, smoothing=0.01)
-        tx = _sgd(self.learning_rate)
+        tx = _sgd(float(self.learning_rate))
         self._state = training.init(
             train_key, self.model_, self._rule(), tx, x, params=params, preprocess=_draw
         )
@@ -222,7 +227,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return centered(pcd(self.model_, self.n_chains, num_steps=self.n_gibbs_steps), self.model_)
 
     def _update(self, x: Matrix, batch_size: int, num_steps: int) -> None:
-        tx = _sgd(self.learning_rate)
+        tx = _sgd(float(self.learning_rate))
         self._state, _ = training.train_steps(
             self._rule(), tx, self._state, x, batch_size, num_steps, preprocess=_draw
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from poejax import _checks, inference, models, training
@@ -56,7 +57,7 @@ def fit_greedy(
     Source: Hinton, Osindero & Teh (2006), A fast learning algorithm for deep belief nets.
     """
     _checks.rng_key("rng_key", rng_key)
-    if not isinstance(num_hidden, Sequence) or not num_hidden:
+    if np.ndim(num_hidden) != 1 or not len(num_hidden):
         raise ValueError(f"num_hidden: expected a size for every layer, got {num_hidden!r}")
     for size in num_hidden:
         _checks.positive_int("num_hidden", size)

@@ -23,6 +23,7 @@ from experiments import (
     per_class,
     ranking,
     rbm_recipe,
+    runs,
     scoring,
 )
 from poejax import datasets
@@ -148,7 +149,7 @@ def test_blocks_are_whole_squares_in_many_places(shape, side):
     assert (images.any(axis=2).sum(axis=1) == side).all()
     assert len(np.unique(masks, axis=0)) > 5
     with pytest.raises(ValueError, match="block: expected a side of 1 to"):
-        ranking.block_masks(np.random.default_rng(0), 1, shape, min(shape) // 2 + 1)
+        ranking.require_block(min(shape) // 2 + 1, shape)
 
 
 def check_files(workdir, results, figures):
@@ -252,6 +253,10 @@ def test_per_class_small(tmp_path):
         ("ranking", ["--min-pixels", "60", "--max-pixels", "64"], "min_pixels, max_pixels"),
         ("denoising", ["--noise-rates", "0.1", "0.7"], "noise_rates: expected some in (0, 0.5)"),
         ("denoising", ["--num-images", "251"], "num_images: expected at most 250, got 251"),
+        ("denoising", ["--block", "5"], "block: expected a side of 1 to 4, got 5"),
+        ("denoising", ["--noise-rates", "0.1", "0.1"], "noise_rates: expected different ones"),
+        ("ranking", ["--digit", "12"], "digit: expected 0 to 9, got 12"),
+        ("ranking", ["--block", "5"], "block: expected a side of 1 to 4, got 5"),
         ("denoising", ["--burn-in", "60"], "burn_in: expected 0 to 59, got 60"),
         ("parts", ["--labels-per-class", "1"], "labels_per_class: expected at least num_folds"),
         ("parts", ["--labels-per-class", "900"], "labels_per_class: expected at most"),
@@ -283,3 +288,9 @@ def test_command_line_runs_and_prints_its_table(tmp_path, monkeypatch, capsys):
     assert ranking.main() == 0
     assert "AUROC (± standard error)" in capsys.readouterr().out
     assert (tmp_path / "run" / "results.json").is_file()
+    # Studies that can be resumed are not mixed with others, nor overwritten by them.
+    with pytest.raises(FileExistsError, match="holds results of something else"):
+        runs.open_workdir(tmp_path / "run", small, resume=True, unchecked=())
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert ranking.main() == 1
+    assert "holds a run that can be resumed" in capsys.readouterr().err

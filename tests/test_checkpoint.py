@@ -1,127 +1,30 @@
-"""Checkpoints come back bitwise, survive being killed, and say what is wrong."""
+"""Checkpoints come back bitwise and say what is wrong."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from checkpoint_cases import (
+    State,
+    array_file,
+    assert_consistent,
+    assert_identical,
+    file_size,
+    rich_state,
+    small_state,
+)
 
 from poejax import checkpoint as ckpt
-
-
-class State(NamedTuple):
-    """Has the fields of a training state."""
-
-    step: Any
-    params: Any
-    opt_state: Any = ()
-    estimator_state: Any = ()
-    rng_key: Any = None
-    average: Any = None
-
-
-def small_state(step: int) -> State:
-    """Return a state in which every number is the step, so that mixing two steps shows."""
-    filled = {"w": jnp.full((40, 30), float(step)), "b": np.full(3, step)}
-    return State(jnp.int32(step), filled, (), jnp.full((5,), step, jnp.uint8))
-
-
-def rich_state() -> State:
-    """Return every kind of leaf and of empty node that a training state may hold."""
-    rng = np.random.default_rng(0)
-    params = {
-        "bias": {"field": jnp.asarray(rng.standard_normal(12), jnp.float32)},
-        "hidden": {
-            "w": jnp.asarray(rng.standard_normal((12, 7)), jnp.float32),
-            "b": jnp.asarray(rng.standard_normal(7), jnp.bfloat16),
-        },
-        "a/b.c": {"d']['e": jnp.float32(-0.0)},
-        "parameter-free": {},
-    }
-    tx = optax.chain(optax.clip(1.0), optax.adam(1e-3))
-    sgd = optax.sgd(0.1, momentum=0.9)
-    extras = {
-        "chains": jnp.asarray(rng.integers(0, 2, (5, 12)), jnp.uint8),
-        "clamp": np.array([True, False]),
-        "keys": jax.random.split(jax.random.key(1), 5),
-        "rbg": jax.random.key(2, impl="rbg"),
-        "double": rng.standard_normal(3),
-        "subnormal": jnp.asarray(np.array([1e-42, -1e-42], np.float32)),
-        "strided": np.arange(24, dtype=np.int64).reshape(4, 6).T[::2],
-        "empty": jnp.zeros((0, 3)),
-        "count": 3,
-        "big": 2**60 + 1,
-        "rate": 0.1,
-        "on": True,
-        "nothing": None,
-        "no_tuple": (),
-        "list": [jnp.complex64(1 + 2j), np.float16(0.5)],
-    }
-    return State(
-        jnp.int32(41),
-        params,
-        (tx.init(params), sgd.init(params["hidden"])),
-        extras,
-        jax.random.key(7),
-    )
-
-
-def assert_identical(found: Any, expected: Any) -> None:
-    """Require one structure, the same types of keys and numbers, and the same bytes everywhere."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        if isinstance(y, (bool, int, float)):
-            assert type(x) is type(y)
-            assert x == y
-            continue
-        assert x.dtype == y.dtype
-        assert x.shape == y.shape
-        if jnp.issubdtype(y.dtype, jax.dtypes.prng_key):
-            assert jax.random.key_impl(x) == jax.random.key_impl(y)
-            x, y = jax.random.key_data(x), jax.random.key_data(y)
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
-
-
-def assert_consistent(directory: Path) -> int:
-    """Require that the newest checkpoint is all of one step, and return that step."""
-    step = ckpt.latest_step(directory)
-    assert step is not None
-    assert_identical(ckpt.restore(directory, small_state(0)), small_state(step))
-    return step
-
-
-def array_file(folder: Path) -> Path:
-    """Return the largest file that orbax wrote."""
-    return max((p for p in folder.rglob("*") if p.is_file() and p.name != "poejax.json"), key=_size)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
-
-
-def run_python(code: str, *args: object, devices: int = 1) -> str:
-    """Run code in a fresh process with that many virtual devices; return what it printed."""
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("abstract", ["state", "shapes"])
@@ -239,7 +142,7 @@ def test_mismatch_names_each_difference(tmp_path: Path) -> None:
 
 def truncate(folder: Path) -> None:
     file = array_file(folder)
-    file.write_bytes(file.read_bytes()[: _size(file) // 2])
+    file.write_bytes(file.read_bytes()[: file_size(file) // 2])
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -379,133 +282,6 @@ def test_prints_and_logs_nothing(
     assert [record.getMessage() for record in caplog.records] == ["the user's own line"]
     assert capfd.readouterr() == ("", "")
     assert (absl.level, absl.filters, absl.handlers) == before
-
-
-def test_a_failure_at_any_file_operation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop before the n-th change to the file system, for every n, with no clean-up afterwards."""
-
-    class StoppedError(BaseException):
-        pass
-
-    remaining = -1
-
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal remaining
-            remaining -= 1
-            if remaining < 0:
-                raise StoppedError
-            return function(*args, **kwargs)
-
-        return call
-
-    run, model = tmp_path / "run", tmp_path / "model"
-    ckpt.save(run, small_state(1), keep_last=1)
-    ckpt.save_params(model, {"step": jnp.int32(0)})
-    attempt, stops = 0, 0
-    while attempt < 2 or stops > 0:
-        attempt, stops = attempt + 1, 0
-        known, version = assert_consistent(run), ckpt.load_params(model)["step"]
-        for write in (
-            lambda n: ckpt.save(run, small_state(n), keep_last=1),
-            lambda n: ckpt.save(run, small_state(n), keep_last=1, step=n),
-            lambda n: ckpt.save_params(model, {"step": jnp.int32(n)}, overwrite=True),
-        ):
-            with monkeypatch.context() as patch:
-                remaining = attempt
-                for owner, name in ((Path, "rename"), (Path, "write_text"), (shutil, "rmtree")):
-                    patch.setattr(owner, name, counted(getattr(owner, name)))
-                try:
-                    write(attempt + 1)
-                except StoppedError:
-                    stops += 1
-            assert assert_consistent(run) in (known, attempt + 1)
-            assert ckpt.load_params(model)["step"] in (version, attempt + 1)
-    assert attempt > 5
-    ckpt.save(run, small_state(1000), keep_last=1)
-    assert [p.name for p in run.iterdir()] == ["1000"]
-
-
-def test_a_killed_run_restores(tmp_path: Path) -> None:
-    code = """
-        import sys
-        import jax.numpy as jnp, numpy as np
-        from poejax import checkpoint as ckpt
-
-        run = sys.argv[1]
-        step = (ckpt.latest_step(run) or 0) + 1
-        while True:
-            state = {
-                "w": jnp.full((784, 500), float(step)), "chains": np.full((500, 784), step % 256)
-            }
-            for _ in range(2):
-                ckpt.save(run, state, step=step, keep_last=2)
-            print(step, flush=True)
-            step += 1
-    """
-    rng = random.Random(0)
-    shapes = {
-        "w": jax.ShapeDtypeStruct((784, 500), jnp.float32),
-        "chains": np.zeros((500, 784), int),
-    }
-    reached = 0
-    for _ in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], stdout=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(rng.uniform(0.0, 0.4))
-        os.kill(process.pid, signal.SIGKILL)
-        printed = process.communicate()[0].split()
-        step = ckpt.latest_step(tmp_path)
-        assert step is not None
-        assert step > reached
-        assert step >= max(map(int, printed), default=0)
-        state = ckpt.restore(tmp_path, shapes)
-        assert np.all(np.asarray(state["w"]) == step)
-        assert np.all(state["chains"] == step % 256)
-        reached = step
-
-
-def test_one_device_to_eight(tmp_path: Path) -> None:
-    save = """
-        import sys
-        import jax, jax.numpy as jnp
-        from poejax import checkpoint as ckpt
-
-        assert len(jax.devices()) == 1
-        keys = jax.random.split(jax.random.key(0), 8)
-        state = {"w": jnp.arange(32.0).reshape(8, 4), "keys": keys}
-        ckpt.save(sys.argv[1], state, step=1)
-    """
-    load = """
-        import sys
-        import jax, jax.numpy as jnp, numpy as np
-        from jax.sharding import NamedSharding, PartitionSpec as P
-        from poejax import checkpoint as ckpt
-
-        mesh = jax.make_mesh((8,), ("chains",))
-        keys = jax.random.split(jax.random.key(0), 8)
-        state = {"w": jnp.arange(32.0).reshape(8, 4), "keys": keys}
-        sharding = NamedSharding(mesh, P("chains"))
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
-        )
-        for target in (shapes, jax.device_put(state, sharding)):
-            found = ckpt.restore(sys.argv[1], target)
-            assert found["w"].sharding == found["keys"].sharding == sharding
-            assert found["w"].addressable_shards[0].data.shape == (1, 4)
-            assert np.array_equal(found["w"], state["w"])
-            draws = [jax.vmap(jax.random.normal)(s["keys"]) for s in (found, state)]
-            assert np.array_equal(*draws)
-        ckpt.save(sys.argv[1], found, step=2)
-        plain = ckpt.restore(sys.argv[1], state)
-        assert len(plain["w"].devices()) == 1 and np.array_equal(plain["w"], state["w"])
-        print(len(jax.devices()))
-    """
-    run_python(save, tmp_path)
-    assert run_python(load, tmp_path, devices=8) == "8\n"
 
 
 def test_description_is_json_a_person_can_read(tmp_path: Path) -> None:

@@ -114,6 +114,12 @@ def test_smoke_study_resumes_and_takes_more_arms(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == results
     lines = classification.table(results).splitlines()
     assert [line.split()[0] for line in lines[2:5]] == ["features", "fine-tuned", "hybrid"]
+    (tmp_path / "results.json").write_text('{"features/seed0": {"test_er')
+    with pytest.raises(ValueError, match=r"results.json: expected JSON, got what cannot be read"):
+        classification.train_and_evaluate(more, tmp_path)
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"results.json: expected a JSON object, got list"):
+        classification.train_and_evaluate(more, tmp_path)
     other = dataclasses.replace(more, num_hidden=7)
     with pytest.raises(ValueError, match=r"another config: num_hidden=7 \(was 32\)"):
         classification.train_and_evaluate(other, tmp_path)
@@ -126,6 +132,7 @@ def test_smoke_study_resumes_and_takes_more_arms(tmp_path):
         (["--dropout", "1"], r"dropout: expected a number in [0, 1), got 1.0"),
         (["--batch-size", "5000"], "batch_size: expected at most 1297, got 5000"),
         (["--arms", "magic"], "magic"),
+        (["--penalties", "nan"], "penalties: expected numbers, got [nan]"),
     ],
 )
 def test_impossible_options_end_in_one_clear_message(args, message, tmp_path, monkeypatch, capsys):

@@ -211,8 +211,17 @@ def test_what_is_no_noise_or_no_kernel_factory(random_params):
         inference.denoise(jax.random.key(0), RBM, params, x, 0.1)
     with pytest.raises(TypeError, match="kernel: expected a function from a product"):
         inference.inpaint(jax.random.key(0), RBM, params, x, x > 0, kernel=kernel)
-    with pytest.raises(TypeError, match="rate: expected a number"):
-        inference.BitFlips("a")
+    with pytest.raises(TypeError, match=r"noise: expected e.g. BitFlips"):
+        inference.denoise(jax.random.key(0), RBM, params, x, inference.BitFlips)
+
+    class Unregistered(inference.BitFlips):
+        pass
+
+    with pytest.raises(TypeError, match="noise: expected an object registered with JAX"):
+        inference.denoise(jax.random.key(0), RBM, params, x, Unregistered(0.1))
+    for rate in ("a", None, 1j, [0.1], np.array([0.1]), True):
+        with pytest.raises(TypeError, match="rate: expected one number in"):
+            inference.BitFlips(rate)
     masked = RBM.mask(params, hidden=False)
     np.testing.assert_array_equal(inference.features(RBM, masked, x[0]), np.zeros(5))
 
@@ -232,7 +241,7 @@ def test_what_is_no_noise_or_no_kernel_factory(random_params):
             lambda p, x: inference.denoise(
                 jax.random.key(0), RBM, p, x, inference.BitFlips(0.1), burn_in=200
             ),
-            "burn_in: expected 0 to 199, got 200",
+            "burn_in: expected an integer, 0 to 199, got 200",
         ),
         (
             lambda p, x: inference.denoise(

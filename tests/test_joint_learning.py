@@ -70,8 +70,30 @@ def test_a_blend_refuses_what_does_not_fit():
         estimators.blend(MODEL)
     with pytest.raises(ValueError, match="other: expected an estimator of"):
         estimators.blend(MODEL, other=(estimators.cd(RBM), 1.0))
+    for weight in (np.nan, np.inf, "0.5", None):
+        with pytest.raises(ValueError, match="other: expected a finite weight, got"):
+            estimators.blend(MODEL, other=(estimators.cd(MODEL), weight))
     with pytest.raises(ValueError, match="label: expected the name of a block"):
         estimators.discriminative(RBM)
+
+
+@pytest.mark.parametrize("wrap", [estimators.centered, estimators.imputed])
+def test_wrappers_refuse_an_estimator_that_does_not_fit(wrap):
+    with pytest.raises(ValueError, match=r"estimator: expected an estimator of .*Bernoulli"):
+        wrap(estimators.pcd(MODEL, 2), RBM)
+    with pytest.raises(TypeError, match="estimator: expected an estimator such as"):
+        wrap("pcd", RBM)
+    with pytest.raises(ValueError, match="put `imputed` outside"):
+        wrap(estimators.imputed(estimators.cd(RBM), RBM), RBM)
+
+
+def test_what_missing_sites_hold_does_not_matter(random_params):
+    params, data = random_params(RBM), incomplete()
+    estimator = estimators.imputed(estimators.cd(RBM), RBM)
+    holes = data._replace(x=jnp.where(data.observed, data.x, jnp.nan))
+    estimator.check_data("data", holes)
+    grads = [estimator.grad(jax.random.key(0), params, (), d)[0] for d in (data, holes)]
+    jax.tree.map(np.testing.assert_array_equal, *grads)
 
 
 def incomplete(num_rows=4):
@@ -133,3 +155,5 @@ def test_bad_incomplete_data():
         init(good._replace(observed=good.x))
     with pytest.raises(ValueError, match=r"data.x: expected values in \{0, 1\}"):
         init(good._replace(x=good.x + 0.5))
+    with pytest.raises(ValueError, match=r"data.x: expected shape \(N, 5\)"):
+        init(good._replace(x=good.x[:, :1]))

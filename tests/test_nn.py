@@ -134,6 +134,27 @@ def test_a_network_learns():
     assert float(jnp.mean(network(x).argmax(-1) == y)) > 0.8
 
 
+def test_settings_are_not_trained(random_params):
+    params = RBM.mask(RBM.temper(random_params(RBM), 0.5), hidden=True)
+    module = nn.ProductModule(RBM, params=params)
+    x = jnp.ones((3, RBM.visible.size))
+    optimizer = nnx.Optimizer(module, optax.adamw(0.1, weight_decay=6.0), wrt=nnx.Param)
+    optimizer.update(module, nnx.grad(lambda m: m.surrogate(x, 1 - x))(module))
+    assert (np.asarray(module.params["hidden"]["w"]) != np.asarray(params["hidden"]["w"])).any()
+    for name in ("beta", "present"):
+        assert float(module.params["hidden"][name]) == float(params["hidden"][name])
+    with pytest.raises(ValueError, match="params: expected w and b alone in 'hidden'"):
+        nn.Features((RBM, params))
+
+
+def test_features_do_not_round_their_inputs(random_params):
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(RBM))
+    x = jax.random.uniform(jax.random.key(0), (4, RBM.visible.size))
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    found = nn.Features((RBM, params))(x)
+    np.testing.assert_allclose(found, nn.Features((RBM, wide))(x), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -147,6 +168,7 @@ def test_a_network_learns():
         (lambda: greedy(np.ones((20, 4)), 5), "num_hidden: expected a size for every layer, got 5"),
         (lambda: greedy(np.ones((20, 4)), (3, 0)), "num_hidden: expected an integer of at least 1"),
         (lambda: nn.Classifier([], 2, rngs=nnx.Rngs(0)), "sizes: expected the number of inputs"),
+        (lambda: nn.Classifier((9,), 2, rngs=nnx.Rngs(0), dropout="a"), "dropout: expected a num"),
         (lambda: greedy(np.ones(4)), r"probabilities: expected shape \(N, D\)"),
     ],
 )

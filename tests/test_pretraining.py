@@ -123,7 +123,7 @@ def test_going_on_above_learned_layers_is_bitwise_one_call():
     ("args", "message"),
     [
         (["--labels", "5"], "labels: expected at least 10, or 0 for all"),
-        (["--labels", "2000"], "labels: expected at most 1297, got 2000"),
+        (["--labels", "2000"], "labels: expected less than 1297, or 0 for all, got 2000"),
         (["--depths", "0"], "depths: expected at least 1"),
         (["--learning-rates", "0"], "learning_rates, pretraining_rate: expected > 0"),
         (["--arms", "magic"], "magic"),

@@ -78,6 +78,22 @@ def test_data_that_are_no_probabilities_are_refused():
         RBM(binarize="half", **SMALL).fit(np.ones((4, 3)))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate: expected a positive number, got -1.0"),
+        ({"learning_rate": True}, "learning_rate: expected a positive number, got True"),
+        ({"batch_size": 0}, "batch_size: expected an integer of at least 1, got 0"),
+        ({"binarize": "threshold", "threshold": np.nan}, "threshold: expected a finite number"),
+    ],
+)
+def test_options_are_checked_again_before_a_partial_fit(options, message):
+    x = pj.datasets.bars_and_stripes(3).astype(np.float64)
+    rbm = RBM(random_state=3, **SMALL | {"learning_rate": np.float32(0.1)}).partial_fit(x)
+    with pytest.raises(ValueError, match=message):
+        rbm.set_params(**options).partial_fit(x)
+
+
 def test_weights_of_bernoulli_rbm_give_its_free_energy():
     x = pj.datasets.bars_and_stripes(3).astype(np.float64)
     peer = BernoulliRBM(5, n_iter=5, random_state=0).fit(x)
@@ -119,6 +135,12 @@ def test_files_of_rbms(rbms_file, tmp_path):
     assert float(jnp.abs(params["hidden"]["w"]).max()) == 0
     for call, error, message in (
         (lambda: convert.load_rbms(path, update=3), ValueError, r"one of \[9, 10\], got 3"),
+        (lambda: convert.load_rbms(path, update=9.0), ValueError, "update: expected an integer"),
+        (
+            lambda: convert.load_rbms(rbms_file("PBRBM", np.zeros((3, 4, 2)), a[:, None], b)),
+            ValueError,
+            r"path: expected weight_matrix \[V, q, H\]",
+        ),
         (lambda: convert.load_rbms(tmp_path / "none.h5"), FileNotFoundError, "path: no file"),
         (lambda: convert.load_rbms(rbms_file("GBRBM", w, a, b)), ValueError, "got 'GBRBM'"),
         (lambda: convert.load_rbms(__file__), ValueError, "expected an HDF5 file"),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax.estimators.missing import refuse_incomplete
+from poejax.estimators.common import own_estimator
 from poejax.experts import Bias, HiddenBank
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Params, PyTree
@@ -103,13 +103,14 @@ def centered(
       An estimator.
 
     Raises:
-      ValueError: if there is no bank to centre, a bank is hidden inside a nested product, or there
-        is no Bias to take up the hidden offsets.
+      ValueError: if `estimator` is of another model, there is no bank to centre, a bank is hidden
+        inside a nested product, or there is no Bias to take up the hidden offsets.
+      TypeError: if `estimator` is none.
 
     Source: Montavon & Müller (2012); Melchior, Fischer & Wiskott (2016), Algorithm 1.
     """
     _checks.fraction("decay", decay)
-    refuse_incomplete("estimator", estimator)
+    own_estimator("estimator", model, estimator)
     for name, expert in model.items:
         if isinstance(expert, Product):
             raise ValueError(

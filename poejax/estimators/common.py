@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from poejax import chains
 from poejax.kernels import block_gibbs
 from poejax.product import Product
-from poejax.types import Array, EstimatorInfo, Event, Kernel, Params
+from poejax.types import Array, Estimator, EstimatorInfo, Event, Kernel, Params
 
 
 def mean_log_density(model: Product, params: Params, x: Event) -> Array:
@@ -29,6 +29,19 @@ def own_kernel(model: Product, kernel: Kernel | None) -> Kernel:
     if (found := getattr(kernel, "model", model)) != model:
         raise ValueError(f"kernel: expected one of {model}, got one of {found}")
     return kernel
+
+
+def own_estimator(name: str, model: Product, estimator: Any) -> Estimator:
+    """Return `estimator` if it estimates gradients for `model`, from complete events."""
+    if not hasattr(estimator, "grad"):
+        raise TypeError(f"{name}: expected an estimator such as pcd(model, 100), got {estimator!r}")
+    if hasattr(estimator, "check_data"):
+        raise ValueError(
+            f"{name}: expected an estimator for complete events; put `imputed` outside"
+        )
+    if (found := getattr(estimator, "model", model)) != model:
+        raise ValueError(f"{name}: expected an estimator of {model}, got one of {found}")
+    return estimator
 
 
 def advance(rng_key: Array, kernel: Kernel, params: Params, states: Any, num_steps: int) -> Any:

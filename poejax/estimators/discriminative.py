@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from poejax.estimators.missing import refuse_incomplete
+from poejax import _checks
+from poejax.estimators.common import own_estimator
 from poejax.inference.classify import class_log_probs, label_unit
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Params
@@ -111,16 +113,17 @@ def blend(model: Product, **terms: tuple[Estimator, float]) -> Blend:
       An estimator; its state and info are dicts by name.
 
     Raises:
-      ValueError: if no term is given or one trains another model.
+      ValueError: if no term is given, one trains another model or has no finite weight.
+      TypeError: if a term is no pair of an estimator and a weight.
 
     Source: Larochelle & Bengio (2008), the hybrid objective.
     """
     if not terms:
         raise ValueError("blend: expected at least one estimator, got none")
     for name, term in terms.items():
-        if not (isinstance(term, tuple) and len(term) == 2 and hasattr(term[0], "grad")):
+        if not (isinstance(term, tuple) and len(term) == 2):
             raise TypeError(f"{name}: expected (estimator, weight), got {term!r}")
-        refuse_incomplete(name, estimator := term[0])
-        if (found := getattr(estimator, "model", model)) != model:
-            raise ValueError(f"{name}: expected an estimator of {model}, got one of {found}")
+        own_estimator(name, model, term[0])
+        if not _checks.is_real(term[1]) or not math.isfinite(term[1]):
+            raise ValueError(f"{name}: expected a finite weight, got {term[1]!r}")
     return Blend(model, tuple((n, estimator, float(w)) for n, (estimator, w) in terms.items()))

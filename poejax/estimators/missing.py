@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 
 from poejax import _checks, chains
-from poejax.estimators.common import advance, own_kernel
+from poejax.estimators.common import advance, own_estimator, own_kernel
+from poejax.inference.posterior import fill
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Kernel, Params, PyTree
 
@@ -16,7 +17,7 @@ from poejax.types import Array, Estimator, Event, Kernel, Params, PyTree
 class Incomplete(NamedTuple):
     """Events with missing sites.
 
-    x: batch of events [N, ...]; a missing site must hold some value of its unit, which is ignored.
+    x: batch of events [N, ...]; what a missing site holds, NaN or not, is ignored.
     observed: boolean masks, True where a site was seen: [N, D], a dict of masks for joint units.
     """
 
@@ -37,11 +38,14 @@ class Imputed:
         """Raise unless `data` are events of the model's units with masks."""
         if not isinstance(data, Incomplete):
             raise TypeError(f"{name}: expected Incomplete(x, observed), got {type(data).__name__}")
-        self.model.visible.check(f"{name}.x", data.x)
+        visible = self.model.visible
         num_rows = _checks.leading_axis(f"{name}.x", data.x)
+        shapes = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, float), data.x)
+        visible.check(f"{name}.x", shapes)
         _checks.one_row_per_chain(f"{name}.observed", data.observed, num_rows)
         first = jax.tree.map(lambda mask: mask[0], data.observed)
-        self.model.visible.check_mask(f"{name}.observed", first)
+        visible.check_mask(f"{name}.observed", first)
+        visible.check(f"{name}.x", fill(self.model, data.x, data.observed))
 
     def init(self, rng_key: Array, params: Params, data: Incomplete) -> Any:
         """Start the inner estimator on completed data."""
@@ -76,7 +80,9 @@ def imputed(
 
     ∂ log p(x_obs) = E[∂ log f(x) | x_obs] - E[∂ log f(x)]: the positive phase averages over the
     missing sites, drawn by chains that hold the observed ones. Unbiased as num_steps → ∞ where
-    the inner estimator is.
+    the inner estimator is an unbiased one of the likelihood's gradient. Other losses see completed
+    events: their gradient averages to zero at the truth, but is not that of a loss of the observed
+    sites, so that `discriminative` does not learn p(y | x_obs).
 
     Args:
       estimator: where the gradient for complete events comes from, e.g. `pcd(model, 100)`.
@@ -89,19 +95,12 @@ def imputed(
       around `centered` and `blend`, not the other way round.
 
     Raises:
-      ValueError: if `kernel` samples another model, or `num_steps` is not positive.
-      TypeError: if `kernel` is none.
+      ValueError: if `estimator` or `kernel` is of another model, or `num_steps` is not positive.
+      TypeError: if `estimator` or `kernel` is none.
 
     Source: Ghahramani & Jordan (1994), Supervised learning from incomplete data via an EM
     approach; Younes (1989) for the stochastic gradient.
     """
     num_steps = _checks.positive_int("num_steps", num_steps)
+    own_estimator("estimator", model, estimator)
     return Imputed(estimator, model, own_kernel(model, kernel), num_steps)
-
-
-def refuse_incomplete(name: str, estimator: Estimator) -> None:
-    """Raise ValueError if `estimator` takes incomplete events, which its wrappers do not."""
-    if isinstance(estimator, Imputed):
-        raise ValueError(
-            f"{name}: expected an estimator for complete events; put `imputed` outside"
-        )

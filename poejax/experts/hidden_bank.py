@@ -12,7 +12,6 @@ from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.experts.tails import Tails, as_float64, of_hidden_units
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
-from poejax.units.base import at_least_float32
 
 _ALGORITHMS = {"bfloat16": jax.lax.DotAlgorithmPreset.BF16_BF16_F32}
 
@@ -107,6 +106,7 @@ class HiddenBank(Expert):
         # contrastive learning takes small differences, and sampling in a low dtype biases rare
         # events.
         if self.compute_dtype is None:
-            return at_least_float32(jnp.matmul(v, w))
+            wide = jnp.promote_types(jnp.result_type(v, w), jnp.float32)
+            return jnp.matmul(v, w, preferred_element_type=wide)
         low = functools.partial(jnp.matmul, precision=_ALGORITHMS[self.compute_dtype])
         return jax.lax.platform_dependent(v, w, cpu=jnp.matmul, default=low)

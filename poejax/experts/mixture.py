@@ -110,10 +110,12 @@ class Mixture(Expert):
         return {"choice": choice, "members": members}
 
     def visible_field(self, params: Params, z: Latent) -> Field:
-        fields = [
-            zero_unless(chosen, expert.visible_field(member, z["members"][name]))
-            for chosen, name, expert, member in self._each(params, z["choice"])
-        ]
+        # By share, so that a mean of choices, as in a mean-field pass, gives the mean field.
+        fields = []
+        for share, (name, expert) in zip(z["choice"], self.items, strict=True):
+            field = expert.visible_field(self._member(params, name), z["members"][name])
+            heard = share > 0
+            fields.append(zero_unless(heard, self.visible.scale(field, jnp.where(heard, share, 1))))
         return self.visible.combine(fields)
 
     def temper(self, params: Params, beta: Array | float) -> Params:

@@ -22,7 +22,9 @@ def features(
       bias: whether to add the hidden bias.
 
     Returns:
-      [H], in (0, 1) for binary hidden units; zeros where a mask leaves the bank out.
+      [H], in (0, 1) for Bernoulli hidden units, (-1, 1) for Spin; one number per class of
+      categorical ones; joint hidden units one block after the other. Zeros where a mask leaves the
+      bank out.
 
     Raises:
       ValueError: if the product has no HiddenBank of that name.

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from poejax import _checks
 from poejax.types import Array, Event, Params
-from poejax.units import Bernoulli, Categorical, Gaussian, GaussianDiag, Spin, Unit
+from poejax.units import Bernoulli, Categorical, Gaussian, GaussianDiag, Joint, Spin, Unit
+
+NoiseT = TypeVar("NoiseT")
 
 
 class Noise(Protocol):
-    """A process that damages events, known well enough to be undone."""
+    """A process that damages events, known well enough to be undone; a registered pytree."""
 
     def corrupt(self, rng_key: Array, visible: Unit, x: Event) -> Event:
         """Draw a damaged event y ~ p(y | x)."""
@@ -26,7 +28,24 @@ class Noise(Protocol):
         ...
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["rate"], meta_fields=[])
+def _registered(cls: type[NoiseT]) -> type[NoiseT]:
+    """Register a noise of one number with JAX; only users' own calls check what they are given."""
+    (field,) = (f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+
+    def unflatten(_: None, leaves: Iterable[Any]) -> NoiseT:
+        noise = object.__new__(cls)
+        object.__setattr__(noise, field, *leaves)
+        return noise
+
+    jax.tree_util.register_pytree_with_keys(
+        cls,
+        lambda noise: (((jax.tree_util.GetAttrKey(field), getattr(noise, field)),), None),
+        unflatten,
+    )
+    return cls
+
+
+@_registered
 @dataclasses.dataclass(frozen=True)
 class BitFlips:
     """Every discrete unit independently takes another value with probability `rate`.
@@ -45,6 +64,9 @@ class BitFlips:
 
     def corrupt(self, rng_key: Array, visible: Unit, x: Event) -> Event:
         """Draw y: each unit of one event flipped with probability `rate`."""
+        if isinstance(visible, Joint):
+            return _corrupt_blocks(self, rng_key, visible, x)
+        visible.check("x", jnp.asarray(x)[None])
         flip_key, value_key = jax.random.split(rng_key)
         _require_units("BitFlips", "discrete", visible, (Bernoulli, Spin, Categorical))
         x = visible.linear_statistic(x).reshape(jnp.shape(x))
@@ -61,6 +83,8 @@ class BitFlips:
 
     def field(self, visible: Unit, y: Event) -> Params:
         """Return the field, shaped as that of a Bias."""
+        if isinstance(visible, Joint):
+            return {name: self.field(unit, y[name]) for name, unit in visible.items}
         rate = jnp.asarray(self.rate, jnp.result_type(float))
         log_odds = jnp.log1p(-rate) - jnp.log(rate)
         _require_units("BitFlips", "discrete", visible, (Bernoulli, Spin, Categorical))
@@ -73,7 +97,7 @@ class BitFlips:
         return y * (log_odds + jnp.log(visible.num_classes - 1.0))
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["scale"], meta_fields=[])
+@_registered
 @dataclasses.dataclass(frozen=True)
 class GaussianNoise:
     """Independent Gaussian noise of standard deviation `scale` on every real unit.
@@ -91,12 +115,16 @@ class GaussianNoise:
 
     def corrupt(self, rng_key: Array, visible: Unit, x: Event) -> Event:
         """Draw y: one event plus noise."""
+        if isinstance(visible, Joint):
+            return _corrupt_blocks(self, rng_key, visible, x)
         _require_units("GaussianNoise", "real visible", visible, (GaussianDiag, Gaussian))
         x = visible.linear_statistic(x)
         return x + self.scale * jax.random.normal(rng_key, x.shape, x.dtype)
 
     def field(self, visible: Unit, y: Event) -> Params:
         """Return the field, shaped as that of a Bias."""
+        if isinstance(visible, Joint):
+            return {name: self.field(unit, y[name]) for name, unit in visible.items}
         _require_units("GaussianNoise", "real visible", visible, (GaussianDiag, Gaussian))
         log_scale = jnp.log(jnp.asarray(self.scale, jnp.result_type(float)))
         y = visible.linear_statistic(y)
@@ -110,16 +138,21 @@ class GaussianNoise:
         return params | {"linear": linear, "log_diagonal": params["log_diagonal"] - log_scale}
 
 
+def _corrupt_blocks(noise: Noise, rng_key: Array, visible: Joint, x: Event) -> Event:
+    keys = jax.random.split(rng_key, len(visible.items))
+    return {
+        name: noise.corrupt(key, unit, x[name])
+        for key, (name, unit) in zip(keys, visible.items, strict=True)
+    }
+
+
 def _require_units(noise: str, expected: str, visible: Unit, kinds: tuple[type, ...]) -> None:
     if not isinstance(visible, kinds):
         raise ValueError(f"noise: {noise} expects {expected} units, got {visible}")
 
 
 def _open_interval(name: str, value: Any, low: float, high: float) -> None:
-    # Under jax.tree functions a field may hold any object; only numbers are judged.
-    if isinstance(value, str):
-        raise TypeError(f"{name}: expected a number in ({low:g}, {high:g}), got {value!r}")
-    if isinstance(value, (int, float)) or (_checks.is_concrete(value) and hasattr(value, "dtype")):
-        _checks.shape(name, value, (), "one noise level")
-        if not low < float(value) < high:
-            raise ValueError(f"{name}: expected a number in ({low:g}, {high:g}), got {value}")
+    if not _checks.is_real(value):
+        raise TypeError(f"{name}: expected one number in ({low:g}, {high:g}), got {value!r}")
+    if _checks.is_concrete(value) and not low < float(value) < high:
+        raise ValueError(f"{name}: expected a number in ({low:g}, {high:g}), got {value}")

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from poejax import _checks, chains
+from poejax import _checks, chains, propriety
 from poejax.experts import Bias
 from poejax.inference.noise import Noise
 from poejax.kernels import BlockGibbs, block_gibbs
 from poejax.product import Product, product
 from poejax.types import Array, Event, Kernel, Params, PyTree
+from poejax.units.base import at_least_float32
 
 KernelFactory = Callable[[Product], Kernel]
 
@@ -50,7 +51,8 @@ def denoise(
     p(x | y) ∝ p(x) p(y | x): the noise process is one more expert, whose field depends on y.
 
     Under block Gibbs each step contributes E[x | z], which varies less than x itself. The chains
-    of an event start at the noisy event.
+    of an event start at the noisy event. A noise of your own has the methods of `Noise` and is
+    registered with JAX, e.g. by `jax.tree_util.register_dataclass`.
 
     Args:
       rng_key: one typed key; row n draws by fold_in(rng_key, n).
@@ -69,16 +71,24 @@ def denoise(
       Posterior.
 
     Raises:
-      ValueError: if `noisy` holds no events of the visible units, the noise is of another kind, or
-        a count is out of range.
+      ValueError: if `noisy` holds no events of the visible units, the noise is of another kind,
+        prior and noise together are known to have no finite Z, or a count is out of range.
+      TypeError: if `noise` is no noise.
 
     Source: Geman & Geman (1984) for posterior sampling of images; the product view, Hinton (2002).
     """
     model.visible.check("noisy", noisy)
-    if not hasattr(noise, "field"):
+    if isinstance(noise, type) or not hasattr(noise, "field"):
         raise TypeError(f"noise: expected e.g. BitFlips(0.1) or GaussianNoise(0.5), got {noise!r}")
+    if jax.tree_util.all_leaves([noise]):
+        raise TypeError(
+            "noise: expected an object registered with JAX, e.g. by "
+            f"jax.tree_util.register_dataclass, got {noise!r}"
+        )
     _check(rng_key, num_chains, num_steps, burn_in, batch_size, kernel)
     model.check_params(params)
+    first = jax.tree.map(lambda leaf: leaf[0], noisy)
+    propriety.require_proper(*_with_noise(model, params, noise, first))
     return _denoise(
         rng_key, model, params, noisy, noise, num_chains, num_steps, burn_in,
         kernel or block_gibbs, batch_size,
@@ -115,24 +125,37 @@ def inpaint(
       Posterior; at observed sites the mean is `x` and the standard error 0.
 
     Raises:
-      ValueError: if an observed site holds no value of its unit, or a mask does not fit.
+      ValueError: if `x` is no batch of events, an observed site holds no value of its unit, a mask
+        does not fit, or the mean comes out infinite or NaN, as where p(x | x_observed) has no Z.
       TypeError: if a mask is not boolean.
     """
     num_rows = _checks.leading_axis("x", x)
+    # Shapes first: where masks are applied, wrong ones would broadcast.
+    model.visible.check("x", jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, float), x))
     observed = per_row_masks(model, observed, num_rows)
     x = fill(model, x, observed)
     model.visible.check("x", x)
     _check(rng_key, num_chains, num_steps, burn_in, batch_size, kernel)
     model.check_params(params)
-    return _inpaint(
+    posterior = _inpaint(
         rng_key, model, params, x, observed, num_chains, num_steps, burn_in,
         kernel or block_gibbs, batch_size,
     )  # fmt: skip
+    try:
+        _checks.finite("mean", posterior.mean)
+    except ValueError:
+        raise ValueError(
+            "params: expected a finite posterior mean, got NaN or infinity; p(x | x_observed) has "
+            "no finite Z, or the chains diverge"
+        ) from None
+    return posterior
 
 
 def per_row_masks(model: Product, observed: PyTree, num_rows: int) -> PyTree:
     """Return masks with a leading row axis, checked against the model's visible units."""
     masks = jax.tree.map(jnp.asarray, observed)
+    if len(ranks := {jnp.ndim(mask) for mask in jax.tree.leaves(masks)}) > 1:
+        raise ValueError(f"observed: expected masks all [D] or all [N, D], got ranks {ranks}")
     if all(jnp.ndim(mask) == 2 for mask in jax.tree.leaves(masks)):
         _checks.one_row_per_chain("observed", masks, num_rows)
         model.visible.check_mask("observed", jax.tree.map(lambda mask: mask[0], masks))
@@ -167,12 +190,10 @@ def _denoise(
     make_kernel: KernelFactory,
     batch_size: int,
 ) -> Posterior:
-    posterior = product(model.visible, prior=model, noise=Bias(model.visible))
-    kernel = make_kernel(posterior)
-
     def one(arguments: tuple[Array, Event]) -> Posterior:
         key, y = arguments
-        given = {"prior": params, "noise": {"field": noise.field(model.visible, y)}}
+        posterior, given = _with_noise(model, params, noise, y)
+        kernel = make_kernel(posterior)
         keys = chains.chain_keys(jax.random.fold_in(key, 0), num_chains)
         states = jax.vmap(kernel.init, in_axes=(0, None, None))(keys, given, y)
         return _average(key, kernel, posterior, given, states, num_steps, burn_in)
@@ -211,6 +232,12 @@ def _inpaint(
     return _map_rows(one, rng_key, (x, observed), batch_size)
 
 
+def _with_noise(model: Product, params: Params, noise: Noise, y: Event) -> tuple[Product, Params]:
+    """Return prior times noise, p(x) p(y | x) as a function of x, and its parameters."""
+    posterior = product(model.visible, prior=model, noise=Bias(model.visible))
+    return posterior, {"prior": params, "noise": {"field": noise.field(model.visible, y)}}
+
+
 def _average(
     rng_key: Array,
     kernel: Kernel,
@@ -230,20 +257,26 @@ def _average(
             return model.visible.mean(field)
         return model.visible.mean_clamped(field, state.x, state.clamp)
 
-    def step(carry: tuple[PyTree, Event], index: Array) -> tuple[tuple[PyTree, Event], None]:
-        states, total = carry
+    def take(states: PyTree, index: Array) -> tuple[PyTree, Event]:
         key = jax.random.fold_in(rng_key, 1 + index)
         states, info = chains.step_all(key, kernel, params, states)
         mean = jax.vmap(conditional_mean)(states, info)
-        total = jax.tree.map(lambda t, m: jnp.where(index < burn_in, t, t + m), total, mean)
-        return (states, total), None
+        return states, jax.tree.map(at_least_float32, mean)
 
-    zeros = jax.tree.map(jnp.zeros_like, states.x)
-    (states, total), _ = jax.lax.scan(step, (states, zeros), jnp.arange(num_steps))
-    means = jax.tree.map(lambda t: t / (num_steps - burn_in), total)
-    num_chains = jax.tree.leaves(means)[0].shape[0]
-    mean = jax.tree.map(lambda m: jnp.mean(m, axis=0), means)
-    std_err = jax.tree.map(lambda m: jnp.std(m, axis=0, ddof=1) / num_chains**0.5, means)
+    def step(carry: tuple[PyTree, Event], index: Array) -> tuple[tuple[PyTree, Event], None]:
+        (states, means), count = carry, index - burn_in + 1
+        states, new = take(states, index)
+        # A running mean: a sum of many terms would lose digits, and move what is held.
+        means = jax.tree.map(lambda m, v: jnp.where(count > 0, m + (v - m) / count, m), means, new)
+        return (states, means), None
+
+    _, shapes = jax.eval_shape(take, states, jnp.zeros((), int))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (states, means), _ = jax.lax.scan(step, (states, zeros), jnp.arange(num_steps))
+    # About the first chain, so that chains that agree have their value and an error of 0 exactly.
+    shifted = jax.tree.map(lambda m: m - m[0], means)
+    mean = jax.tree.map(lambda m, s: m[0] + jnp.mean(s, axis=0), means, shifted)
+    std_err = jax.tree.map(lambda s: jnp.std(s, axis=0, ddof=1) / s.shape[0] ** 0.5, shifted)
     return Posterior(mean, std_err, states.x)
 
 
@@ -268,6 +301,6 @@ def _check(
     if _checks.positive_int("num_chains", num_chains) < 2:
         raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
     _checks.positive_int("num_steps", num_steps)
-    if not 0 <= burn_in < num_steps:
-        raise ValueError(f"burn_in: expected 0 to {num_steps - 1}, got {burn_in}")
+    if not isinstance(burn_in, int) or not 0 <= burn_in < num_steps:
+        raise ValueError(f"burn_in: expected an integer, 0 to {num_steps - 1}, got {burn_in!r}")
     _checks.positive_int("batch_size", batch_size)

@@ -214,7 +214,7 @@ class VectorUnit(Unit):
 
     def inner(self, field: Field, x: Event) -> Array:
         # A sum, not a dot: accelerators would round a dot's operands, and XLA fuses a sum.
-        return jnp.sum(field * self.linear_statistic(x))
+        return jnp.sum(at_least_float32(field) * self.linear_statistic(x))
 
 
 def check_batch(name: str, x: Event, event_shape: tuple[int, ...], owner: Unit) -> None:
