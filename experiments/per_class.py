@@ -102,7 +102,7 @@ PRESETS = {
         dataset="mnist",
         rbm=rbm_recipe.Recipe(num_hidden=200, num_steps=2_000),
         second=rbm_recipe.Recipe(num_hidden=100, num_steps=2_000),
-        mixture_sizes=(25, 100),
+        mixture_sizes=(100, 200, 400),
     ),
     "smoke": Config(
         preset="smoke",

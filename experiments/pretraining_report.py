@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import numpy as np
+from matplotlib import ticker
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -86,10 +87,14 @@ def draw(results: dict[str, Any], num_rows: int) -> Figure:
             for box in boxes["boxes"]:
                 box.set(facecolor=colour, alpha=0.6)
         axes.set_xticks(range(len(depths)), [str(depth) for depth in depths])
+        axes.set_yscale("log")  # arms differ by a point where others differ by fifty
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)))
+        axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
         axes.grid(color="0.9", axis="y")
         axes.spines[["top", "right"]].set_visible(False)
         if k == 0:
-            axes.set_ylabel("test error (%)")
+            axes.set_ylabel("test error (%), logarithmic")
     run = set().union(*kinds.values())
     patches = [Patch(facecolor=c, alpha=0.6, label=a) for a, c in _COLOURS.items() if a in run]
     figure.legend(handles=patches, ncols=3, frameon=False, loc="outside upper center")

@@ -84,7 +84,7 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"another config: min_epochs=9 \(was 5\)"):
         pretraining.train_and_evaluate(dataclasses.replace(config, min_epochs=9), killed)
     rows = pretraining_report.table(more).splitlines()[4:]
-    assert [row.split()[:3] for row in rows] == [["40", "1", "2"], ["40", "2", "2"]]
+    assert [row.split()[:3] for row in rows] == [["40", "1", "2-3"], ["40", "2", "2"]]
 
 
 def test_vmapped_networks_are_those_trained_one_by_one(tmp_path):
