@@ -45,7 +45,14 @@ class ProductModule(nnx.Module):
             params = model.init(_typed(rngs.params()))
         model.check_params(params)
         self.model = model
-        self.variables = nnx.data(jax.tree_util.tree_map_with_path(_variable, params))
+        drawn = jax.eval_shape(model.init, jax.random.key(0))
+        trained = {path for path, _ in jax.tree.leaves_with_path(drawn)}
+
+        def variable(path: Any, leaf: Array) -> nnx.Variable[Array]:
+            kind = nnx.Param if path in trained else nnx.Variable
+            return kind(jnp.asarray(leaf))
+
+        self.variables = nnx.data(jax.tree.map_with_path(variable, params))
 
     @property
     def params(self) -> Params:
@@ -206,11 +213,6 @@ class Classifier(nnx.Module):
                 keep = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
                 x = jnp.where(keep, x / (1 - self.dropout), 0)
         return self.readout(x)
-
-
-def _variable(path: Any, leaf: Array) -> nnx.Variable[Array]:
-    kind = nnx.Variable if path[-1].key in ("beta", "present") else nnx.Param
-    return kind(jnp.asarray(leaf))
 
 
 def _typed(rng_key: Array) -> Array:

@@ -18,6 +18,7 @@ import math
 from statistics import NormalDist
 
 import numpy as np
+from scipy import stats
 
 REAL_KINDS = ("gaussian_diag", "standard_gaussian", "relu")
 
@@ -233,3 +234,9 @@ def mean_z_scores(samples, mean):
     samples = np.asarray(samples, float)
     std_err = samples.std(axis=0, ddof=1) / math.sqrt(len(samples))
     return (samples.mean(axis=0) - mean) / std_err
+
+
+def largest_t(mean, std_err, expected, num_chains):
+    """The largest |t| of estimates from chains, and what it stays below with probability 0.999."""
+    t = np.abs(np.asarray(mean) - expected) / np.maximum(np.asarray(std_err), 1e-7)
+    return t.max(), stats.t.isf(0.5e-3 / t.size, num_chains - 1)

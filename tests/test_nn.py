@@ -147,6 +147,19 @@ def test_settings_are_not_trained(random_params):
         nn.Features((RBM, params))
 
 
+def test_a_network_may_call_a_parameter_beta():
+    visible = pj.units.GaussianDiag(2)
+    energy = pj.experts.Neural(
+        visible,
+        init_fn=lambda rng_key: [{"beta": jnp.ones(2)}],
+        apply_fn=lambda phi, x: jnp.sum(phi[0]["beta"] * x**2),
+    )
+    model = pj.product(visible, energy=energy)
+    params = model.temper(model.init(jax.random.key(0)), 0.5)
+    state = nnx.to_flat_state(nnx.state(nn.ProductModule(model, params=params), nnx.Param))
+    assert [path for path, _ in state] == [("variables", "energy", "network", 0, "beta")]
+
+
 def test_features_do_not_round_their_inputs(random_params):
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params(RBM))
     x = jax.random.uniform(jax.random.key(0), (4, RBM.visible.size))
