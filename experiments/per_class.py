@@ -22,7 +22,7 @@ busy with other work, 2026-11-24); one standard error of the test digits is abou
     mixtures, Bayes' rule    7.20 ± 1.22
 
 With --preset full, 10,000 test digits (230 s on two idle cores, 2026-11-24; the standard error of
-the test digits is 0.2):
+the test digits is 0.15 to 0.2):
 
     RBMs, one layer          2.24 ± 0.06
     RBMs, two layers         2.51 ± 0.09

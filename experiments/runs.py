@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 import platform
 import sys
@@ -40,8 +41,9 @@ def parse(
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     for name, value in jsonable(config).items():
-        if "NaN" in json.dumps(value):  # would pass any check for what is too large or too small
-            raise ValueError(f"{name}: expected numbers, got {value}")
+        # NaN would pass any check for what is too large or too small.
+        if not all(math.isfinite(v) for v in jax.tree.leaves(value) if isinstance(v, float)):
+            raise ValueError(f"{name}: expected finite numbers, got {value}")
     return config
 
 
@@ -96,10 +98,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a kill leaves the old file or the new one, never half of one."""
+    """Write JSON, null for NaN; a kill leaves the old file or the new one, never half of one."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.write_text(json.dumps(_without_nan(value), indent=2) + "\n")
     os.replace(partial, path)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 class MetricsLog:
@@ -194,7 +204,9 @@ def command(main: Callable[[], int]) -> Callable[[], int]:
             return 1
         except KeyboardInterrupt:
             print("interrupted; scripts that know --resume go on from here", file=sys.stderr)
-            return 130
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(130)  # an orderly exit may crash beside a computation that still runs
 
     return guarded
 

@@ -27,7 +27,8 @@ def positive_int(name: str, value: Any) -> int:
 def is_real(value: Any) -> bool:
     """Whether `value` is one real number, of Python or in an array, traced or not."""
     if hasattr(value, "dtype"):
-        return bool(jnp.issubdtype(value.dtype, jnp.floating)) and jnp.shape(value) == ()
+        real = (jnp.floating, jnp.integer)
+        return any(jnp.issubdtype(value.dtype, kind) for kind in real) and jnp.shape(value) == ()
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 

@@ -121,7 +121,8 @@ class Features(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Return features [..., H] of inputs [..., D]."""
-        pre = jnp.matmul(jnp.asarray(x, jnp.result_type(x, self.w.dtype)), self.w[...])
+        x = jnp.asarray(x)
+        pre = jnp.matmul(x.astype(jnp.result_type(x, self.w.dtype)), self.w[...])
         return jax.nn.sigmoid(pre if self.b is None else pre + self.b[...])
 
 

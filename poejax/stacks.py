@@ -59,8 +59,7 @@ def fit_greedy(
     _checks.rng_key("rng_key", rng_key)
     if np.ndim(num_hidden) != 1 or not len(num_hidden):
         raise ValueError(f"num_hidden: expected a size for every layer, got {num_hidden!r}")
-    for size in num_hidden:
-        _checks.positive_int("num_hidden", size)
+    num_hidden = [_checks.positive_int("num_hidden", n) for n in np.asarray(num_hidden).tolist()]
     _checks.leading_axis("probabilities", probabilities)
     if jnp.ndim(probabilities) != 2:
         raise ValueError(f"probabilities: expected shape (N, D), got {jnp.shape(probabilities)}")

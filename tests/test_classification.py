@@ -133,7 +133,7 @@ def test_smoke_study_resumes_and_takes_more_arms(tmp_path):
         (["--batch-size", "5000"], "batch_size: expected at most 1297, got 5000"),
         (["--arms", "magic"], "magic"),
         (["--penalties", "nan"], "arms, penalties: expected at least one"),
-        (["--rbm-rate", "nan"], "rbm_rate: expected numbers, got nan"),
+        (["--rbm-rate", "nan"], "rbm_rate: expected finite numbers, got nan"),
     ],
 )
 def test_impossible_options_end_in_one_clear_message(args, message, tmp_path, monkeypatch, capsys):

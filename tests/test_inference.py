@@ -221,6 +221,7 @@ def test_what_is_no_noise_or_no_kernel_factory(random_params):
     for rate in ("a", None, 1j, [0.1], np.array([0.1]), True):
         with pytest.raises(TypeError, match="rate: expected one number in"):
             inference.BitFlips(rate)
+    assert inference.GaussianNoise(np.int64(1)).scale == 1
     masked = RBM.mask(params, hidden=False)
     np.testing.assert_array_equal(inference.features(RBM, masked, x[0]), np.zeros(5))
 

@@ -179,6 +179,7 @@ def test_features_do_not_round_their_inputs(random_params):
         (lambda: greedy(2 * np.ones((20, 4))), r"probabilities: expected values in \[0, 1\]"),
         (lambda: greedy(np.ones((20, 4)), ()), "num_hidden: expected a size for every layer"),
         (lambda: greedy(np.ones((20, 4)), 5), "num_hidden: expected a size for every layer, got 5"),
+        (lambda: greedy(np.ones((20, 4)), jnp.array([3, 0])), "num_hidden: expected an integer of"),
         (lambda: greedy(np.ones((20, 4)), (3, 0)), "num_hidden: expected an integer of at least 1"),
         (lambda: nn.Classifier([], 2, rngs=nnx.Rngs(0)), "sizes: expected the number of inputs"),
         (lambda: nn.Classifier((9,), 2, rngs=nnx.Rngs(0), dropout="a"), "dropout: expected a num"),

@@ -60,6 +60,23 @@ def test_what_is_observed_comes_back_exactly(random_params):
     np.testing.assert_array_equal(found.std_err, np.zeros_like(x))
 
 
+def test_gradients_reach_rate_and_parameters_past_the_burn_in(random_params):
+    # Means of conditionals given the chains' latents depend smoothly on rate and parameters.
+    params, x = random_params(RBM), jnp.ones((2, 6))
+
+    def error(rate, params):
+        found = inference.denoise(
+            jax.random.key(0), RBM, params, x, inference.BitFlips(rate),
+            num_chains=2, num_steps=8, burn_in=3,
+        )  # fmt: skip
+        return jnp.mean(1 - found.mean)
+
+    slope, grads = jax.grad(error, (0, 1))(0.1, params)
+    assert float(slope) > 0  # the less the observation is trusted, the further from it
+    assert float(jnp.abs(grads["bias"]["field"]).min()) > 0
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
+
+
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.bfloat16, jnp.float32])
 def test_data_of_another_dtype_than_the_parameters(dtype, random_params):
     params, x = random_params(RBM), np.tile([1, 0], (2, 3))

@@ -33,7 +33,7 @@ def own_kernel(model: Product, kernel: Kernel | None) -> Kernel:
 
 def own_estimator(name: str, model: Product, estimator: Any) -> Estimator:
     """Return `estimator` if it estimates gradients for `model`, from complete events."""
-    if not hasattr(estimator, "grad"):
+    if isinstance(estimator, type) or not hasattr(estimator, "grad"):
         raise TypeError(f"{name}: expected an estimator such as pcd(model, 100), got {estimator!r}")
     if hasattr(estimator, "check_data"):
         raise ValueError(

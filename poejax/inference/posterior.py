@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from poejax import _checks, chains, propriety
 from poejax.experts import Bias
@@ -110,7 +111,8 @@ def inpaint(
 ) -> Posterior:
     """Posterior mean of a batch of events with missing sites, each row with a mask of its own.
 
-    E[x | x_observed], by chains that hold the observed sites and start the others at random.
+    E[x | x_observed], by chains that hold the observed sites and start the others at random. Where
+    p(x | x_observed) has no finite Z the chains diverge, which is seen only once they overflow.
 
     Args:
       rng_key: one typed key; row n draws by fold_in(rng_key, n).
@@ -126,7 +128,7 @@ def inpaint(
 
     Raises:
       ValueError: if `x` is no batch of events, an observed site holds no value of its unit, a mask
-        does not fit, or the mean comes out infinite or NaN, as where p(x | x_observed) has no Z.
+        does not fit, or the mean comes out infinite or NaN (not under an outer jit).
       TypeError: if a mask is not boolean.
     """
     num_rows = _checks.leading_axis("x", x)
@@ -267,7 +269,9 @@ def _average(
         (states, means), count = carry, index - burn_in + 1
         states, new = take(states, index)
         # A running mean: a sum of many terms would lose digits, and move what is held.
-        means = jax.tree.map(lambda m, v: jnp.where(count > 0, m + (v - m) / count, m), means, new)
+        # Never divided by 0: where's other branch would make gradients NaN.
+        step = jnp.maximum(count, 1)
+        means = jax.tree.map(lambda m, v: jnp.where(count > 0, m + (v - m) / step, m), means, new)
         return (states, means), None
 
     _, shapes = jax.eval_shape(take, states, jnp.zeros((), int))
@@ -301,6 +305,6 @@ def _check(
     if _checks.positive_int("num_chains", num_chains) < 2:
         raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
     _checks.positive_int("num_steps", num_steps)
-    if not isinstance(burn_in, int) or not 0 <= burn_in < num_steps:
+    if not isinstance(burn_in, (int, np.integer)) or not 0 <= burn_in < num_steps:
         raise ValueError(f"burn_in: expected an integer, 0 to {num_steps - 1}, got {burn_in!r}")
     _checks.positive_int("batch_size", batch_size)
