@@ -24,10 +24,10 @@ digits is 0.14 at 2 % and 0.11 at 1.2 %:
 On the 500 test digits of the default (3 min; standard error about 1): 6.93 ± 0.76, 4.53 ± 0.70,
 4.33 ± 0.42, 9.67 ± 0.46, 5.47 ± 0.31 and 4.40 ± 0.20.
 
-With all of MNIST the RBM's start beats the random one in each seed, by 0.07, 0.08 and 0.19 points:
-small beside the standard error of the test digits. With 4,000 digits, which is then all that the
-RBM sees as well, it does not; what it is worth where images are many and labels few is the question
-of experiments.pretraining. Settings were chosen by validation error on seed 0.
+With all of MNIST the RBM's start beats the random one in each seed, by 0.07, 0.08 and 0.19 points,
+on average no more than the standard error of the test digits. With 4,000 digits, which is then all
+that the RBM sees as well, it does not; what it is worth where images are many and labels few is the
+question of experiments.pretraining. Settings were chosen by validation error on seed 0.
 """
 
 from __future__ import annotations
