@@ -46,7 +46,7 @@ from matplotlib.figure import Figure
 import poejax as pj
 from experiments import classifiers, runs, supervised
 from experiments.cells import Cells, mean_and_spread
-from poejax import checkpoint, datasets, nn, plotting
+from poejax import checkpoint, nn, plotting
 
 Arm = Literal["features", "fine-tuned", "random-start", "generative", "discriminative", "hybrid"]
 ARMS: tuple[Arm, ...] = (
@@ -218,8 +218,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
       ValueError: if it has another config, or the config does not fit the data set.
       FloatingPointError: if training diverges.
     """
-    options = {"num_validation": config.num_validation} if config.dataset == "mnist" else {}
-    loaded = datasets.load(config.dataset, **options)
+    loaded = runs.load(config.dataset, config.num_validation)
     num_rows = len(loaded.train.labels)
     if config.batch_size > num_rows:
         raise ValueError(f"batch_size: expected at most {num_rows}, got {config.batch_size}")

@@ -134,8 +134,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
       FloatingPointError: if training diverges.
     """
     start = time.perf_counter()
-    options = {"num_validation": 0} if config.dataset == "mnist" else {}
-    data = datasets.load(config.dataset, **options)
+    data = runs.load(config.dataset, 0)
     if config.num_images > len(data.test.images):
         raise ValueError(
             f"num_images: expected at most {len(data.test.images)}, got {config.num_images}"

@@ -130,8 +130,7 @@ class Problem:
 
 def build(config: Config) -> Problem:
     """Load the data and build model, estimator and optimizer."""
-    options = {"num_validation": config.num_validation} if config.dataset == "mnist" else {}
-    data = datasets.load(config.dataset, **options)
+    data = runs.load(config.dataset, config.num_validation)
     num_rows, num_visible = data.train.images.shape
     if config.batch_size > num_rows:
         raise ValueError(f"batch_size: expected at most {num_rows}, got {config.batch_size}")

@@ -83,10 +83,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any work is done."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{field.name}: expected at least 1, got {value}")
+        runs.counts_at_least_one(self)
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate: expected > 0, got {self.learning_rate}")
 

@@ -131,8 +131,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
       FloatingPointError: if training diverges.
     """
     start = time.perf_counter()
-    options = {"num_validation": 0} if config.dataset == "mnist" else {}
-    data = datasets.load(config.dataset, **options)
+    data = runs.load(config.dataset, 0)
     images = data.train.images[data.train.labels <= 4]
     pool, pool_labels = upper(data.train)
     held_out = [upper(split) for split in (data.validation, data.test)]

@@ -140,8 +140,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
       FloatingPointError: if training diverges.
     """
     start = time.perf_counter()
-    options = {"num_validation": config.num_validation} if config.dataset == "mnist" else {}
-    digits = Digits(datasets.load(config.dataset, **options))
+    digits = Digits(runs.load(config.dataset, config.num_validation))
     first = rbm_recipe.trainer(config.rbm, digits.test.shape[1])
     second = rbm_recipe.trainer(config.second, config.rbm.num_hidden)
     errors: dict[str, list[float]] = {}

@@ -70,7 +70,7 @@ from typing import Any, Literal
 
 from experiments import pretraining_cells, pretraining_report, runs
 from experiments.cells import Cells
-from poejax import datasets, plotting
+from poejax import plotting
 
 Arm = Literal["pre-trained", "random", "modern"]
 
@@ -120,10 +120,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any work is done."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise ValueError(f"{field.name}: expected at least 1, got {value}")
+        runs.counts_at_least_one(self)
         if not (self.labels and self.depths and self.arms and self.learning_rates):
             raise ValueError("labels, depths, arms, learning_rates: expected at least one of each")
         if min(self.depths) < 1:
@@ -176,8 +173,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
       ValueError: if it has another config, or there are not so many labels.
       FloatingPointError: if training diverges.
     """
-    options = {"num_validation": config.num_validation} if config.dataset == "mnist" else {}
-    data = datasets.load(config.dataset, **options)
+    data = runs.load(config.dataset, config.num_validation)
     num_rows = len(data.train.labels)
     if max(config.labels) >= num_rows:
         raise ValueError(

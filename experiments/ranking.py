@@ -125,8 +125,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
       FloatingPointError: if training diverges.
     """
     start = time.perf_counter()
-    options = {"num_validation": 0} if config.dataset == "mnist" else {}
-    data = datasets.load(config.dataset, **options)
+    data = runs.load(config.dataset, 0)
     require_block(config.block, data.shape)
     train, _ = select(data.train, config)
     held_out = [select(split, config) for split in (data.validation, data.test)]

@@ -18,6 +18,8 @@ import jax
 import tyro
 from tqdm.auto import tqdm
 
+from poejax import datasets
+
 ConfigT = TypeVar("ConfigT")
 
 
@@ -169,6 +171,19 @@ def jsonable(config: Any) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     return {k: as_json(v) for k, v in dataclasses.asdict(config).items()}
+
+
+def load(name: str, num_validation: int) -> datasets.Dataset:
+    """Load a data set; of MNIST hold out `num_validation` digits, the others have their own."""
+    return datasets.load(name, **({"num_validation": num_validation} if name == "mnist" else {}))
+
+
+def counts_at_least_one(config: Any) -> None:
+    """Raise ValueError unless every integer field is at least 1."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            at_least(config, 1, field.name)
 
 
 def at_least(config: Any, low: float, *names: str) -> None:

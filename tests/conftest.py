@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # Set before JAX starts: the sharding tests need several devices, all others use the first; and
 # nearly all of the suite's time goes into compiling small programs that run once.
@@ -67,3 +69,24 @@ def compiles_nothing() -> Callable[[], object]:
         assert len(_compilations) == before, f"{len(_compilations) - before} compilations"
 
     return guard
+
+
+@pytest.fixture
+def assert_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., None]:
+    """Return a function that runs a script: it must fail with a message and leave no file."""
+
+    def check(main: Callable[[], int], args: list[str], message: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["run", "--preset", "smoke", *args])
+        monkeypatch.chdir(tmp_path)
+        try:
+            status: object = main()
+        except SystemExit as exit:  # the command line parser's own refusals
+            status = exit.code
+        assert status not in (0, None)
+        output = capsys.readouterr()
+        assert message in output.out + output.err
+        assert not list(tmp_path.iterdir())
+
+    return check

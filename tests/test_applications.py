@@ -265,19 +265,8 @@ def test_per_class_small(tmp_path):
         ("per_class", ["--rbm.batch-size", "5000"], "batch_size: expected at most"),
     ],
 )
-def test_impossible_options_end_in_one_clear_message(
-    name, args, message, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(sys, "argv", [name, "--preset", "smoke", *args])
-    monkeypatch.chdir(tmp_path)
-    try:
-        status = APPLICATIONS[name].main()
-    except SystemExit as exit:  # the command line parser's own refusals
-        status = exit.code
-    assert status not in (0, None)
-    output = capsys.readouterr()
-    assert message in output.out + output.err
-    assert not list(tmp_path.iterdir())
+def test_impossible_options_end_in_one_clear_message(name, args, message, assert_refused):
+    assert_refused(APPLICATIONS[name].main, args, message)
 
 
 def test_command_line_runs_and_prints_its_table(tmp_path, monkeypatch, capsys):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -136,17 +135,8 @@ def test_smoke_study_resumes_and_takes_more_arms(tmp_path):
         (["--rbm-rate", "nan"], "rbm_rate: expected finite numbers, got nan"),
     ],
 )
-def test_impossible_options_end_in_one_clear_message(args, message, tmp_path, monkeypatch, capsys):
-    run = ["classification", "--preset", "smoke", "--workdir", str(tmp_path / "run"), *args]
-    monkeypatch.setattr(sys, "argv", run)
-    try:
-        status = classification.main()
-    except SystemExit as exit:  # the command line parser's own refusals
-        status = exit.code
-    assert status not in (0, None)
-    output = capsys.readouterr()
-    assert message in output.out + output.err
-    assert not (tmp_path / "run").exists()
+def test_impossible_options_end_in_one_clear_message(args, message, assert_refused):
+    assert_refused(classification.main, args, message)
 
 
 def exact_elbo(model, x):

@@ -65,17 +65,8 @@ def test_smoke_run_writes_everything_a_user_looks_at(tmp_path):
         (["--ais-chains", "1"], "ais_chains"),
     ],
 )
-def test_impossible_options_end_in_one_clear_message(args, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["mnist_rbm", "--preset", "smoke", *args])
-    monkeypatch.chdir(tmp_path)
-    try:
-        status = mnist_rbm.main()
-    except SystemExit as exit:  # the command line parser's own refusals
-        status = exit.code
-    assert status not in (0, None)
-    output = capsys.readouterr()
-    assert message in output.out + output.err
-    assert not list(tmp_path.iterdir())
+def test_impossible_options_end_in_one_clear_message(args, message, assert_refused):
+    assert_refused(mnist_rbm.main, args, message)
 
 
 def test_divergence_exits_non_zero_and_keeps_the_last_good_checkpoint(tmp_path):
