@@ -12,8 +12,10 @@ import numpy as np
 import optax
 
 from poejax import _checks, propriety
+from poejax._numerics import add
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Params, PyTree
+from poejax.units.base import at_least_float32
 
 Preprocess = Callable[[Array, PyTree], Event]
 """`(rng_key, rows) -> events`: how stored rows become events, e.g. `datasets.stochastic`."""
@@ -23,8 +25,9 @@ class TrainState(NamedTuple):
     """All that the rest of a run depends on, besides its config and data.
 
     step: number of updates made, [].
-    average: moving average of the parameters, None unless asked for.
+    average: moving average of the parameters in float32 or wider, None unless asked for.
     rng_key: the run's key; step keys are folded out of it, so it never changes.
+    average_rest: what is below the average's last digit, lest small updates be lost.
     """
 
     step: Array
@@ -33,6 +36,7 @@ class TrainState(NamedTuple):
     estimator_state: PyTree
     average: Params | None
     rng_key: Array
+    average_rest: Params | None = None
 
 
 class Metrics(NamedTuple):
@@ -86,13 +90,15 @@ def init(
         _refuse_settings(model, params)
         params = jax.tree.map(jnp.asarray, params)
     propriety.require_proper(model, params)
+    start = jax.tree.map(at_least_float32, params) if average else None
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=tx.init(params),
         estimator_state=estimator.init(estimator_key, params, x),
-        average=params if average else None,
+        average=start,
         rng_key=run_key,
+        average_rest=jax.tree.map(jnp.zeros_like, start),
     )
 
 
@@ -143,7 +149,7 @@ def train_steps(
         first = jax.tree.map(lambda leaf: leaf[:batch_size], data)
         _check_data(estimator, estimator.model, "data", first)
     new_state, metrics, finite = _train_steps(
-        estimator, tx, state, data, batch_size, num_steps, preprocess, average_decay
+        estimator, tx, state, data, batch_size, num_steps, preprocess, 1 - average_decay
     )
     if _checks.is_concrete(finite):
         _require_finite(state, np.asarray(finite))
@@ -171,7 +177,7 @@ def _train_steps(
     batch_size: int,
     num_steps: int,
     preprocess: Preprocess | None,
-    average_decay: Array,
+    average_weight: Array,
 ) -> tuple[TrainState, Metrics, Array]:
     num_rows = jax.tree.leaves(data)[0].shape[0]
     steps_per_epoch = num_rows // batch_size
@@ -190,7 +196,7 @@ def _train_steps(
         preprocess_key, grad_key = jax.random.split(jax.random.fold_in(step_key, state.step))
         if preprocess is not None:
             batch = preprocess(preprocess_key, batch)
-        state, metrics, finite = _update(estimator, tx, state, grad_key, batch, average_decay)
+        state, metrics, finite = _update(estimator, tx, state, grad_key, batch, average_weight)
         return (state, order), (metrics, finite)
 
     start = (state, epoch_order(state.step))
@@ -204,7 +210,7 @@ def _update(
     state: TrainState,
     rng_key: Array,
     batch: Event,
-    average_decay: Array,
+    average_weight: Array,
 ) -> tuple[TrainState, Metrics, Array]:
     grads, estimator_state, info = estimator.grad(
         rng_key, state.params, state.estimator_state, batch
@@ -214,15 +220,19 @@ def _update(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    average = state.average
+    average, rest = state.average, state.average_rest
     if average is not None:
-        # A fixed decay would remember the initial parameters for 1 / (1 - decay) steps.
-        decay = jnp.minimum(average_decay, (1 + step) / (10 + step))
-        average = jax.tree.map(
-            lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype), average, params
+        # A fixed weight would remember the initial parameters for 1 / weight steps.
+        weight = jnp.maximum(average_weight, 9 / (10 + step))
+        moved = jax.tree.map(
+            lambda a, r, p: add(a, r, (weight * ((p - a) - r)).astype(a.dtype)),
+            average,
+            rest,
+            params,
         )
+        average, rest = jax.tree.transpose(jax.tree.structure(average), None, moved)
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((grads, params))])
-    state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key)
+    state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key, rest)
     return state, Metrics(info, optax.tree.norm(grads)), finite
 
 
