@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks, chains, propriety
+from poejax._numerics import add
 from poejax.evidence.base import Base
 from poejax.kernels import block_gibbs
 from poejax.product import Product, product
@@ -43,6 +44,7 @@ class AISState(NamedTuple):
     """A run in progress; saved and restored, it goes on as if it had not stopped.
 
     direction: 1 from base to model, -1 from model to base.
+    rest: what is below the last digit of the log weights, sums of many small terms.
     """
 
     step: Array
@@ -50,6 +52,7 @@ class AISState(NamedTuple):
     chains: Any
     log_weights: Array
     rng_key: Array
+    rest: Array
 
 
 def linear_betas(num_steps: int) -> Array:
@@ -258,6 +261,7 @@ def _ais_init(
         chains=states,
         log_weights=jnp.full(num_chains, direction * log_z_0),
         rng_key=run_key,
+        rest=jnp.zeros(num_chains, log_z_0.dtype),
     )
 
 
@@ -287,8 +291,10 @@ def _ais_steps(
         )(state.chains.x)
         step_key = jax.random.fold_in(state.rng_key, index)
         states, _ = chains.step_all(step_key, kernel, new, state.chains)
-        log_weights = (state.log_weights + increments).astype(state.log_weights.dtype)
-        return state._replace(step=index + 1, chains=states, log_weights=log_weights)
+        log_weights, rest = add(
+            state.log_weights, state.rest, increments.astype(state.log_weights.dtype)
+        )
+        return state._replace(step=index + 1, chains=states, log_weights=log_weights, rest=rest)
 
     stop = jnp.minimum(state.step + num_steps, last).astype(state.step.dtype)
     return jax.lax.fori_loop(state.step, stop, body, state)
