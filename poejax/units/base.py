@@ -25,6 +25,23 @@ def at_least_float32(v: Array) -> Array:
     return v.astype(jnp.promote_types(v.dtype, jnp.float32))
 
 
+def as_index(index: Array, num_states: int, owner: object) -> Array:
+    """Return `index` as an array; raise unless it numbers a state, where its value is known."""
+    # Looked at before JAX does, which without 64-bit mode cuts NumPy's integers short.
+    if _checks.is_concrete(index) and not 0 <= (value := int(index)) < num_states:
+        raise ValueError(f"index: expected a state of {owner}, 0 to {num_states - 1}, got {value}")
+    if isinstance(index, (int, np.integer)) and index > jnp.iinfo(jnp.result_type(int)).max:
+        raise ValueError(f"index: expected at most 32 bits without jax_enable_x64, got {index}")
+    return jnp.asarray(index)
+
+
+def divide_index(index: Array, count: int) -> tuple[Array, Array]:
+    """Return the quotient and remainder of `index` by a count, which may exceed its dtype."""
+    if count > jnp.iinfo(index.dtype).max:
+        return jnp.zeros_like(index), index
+    return index // count, index % count
+
+
 @dataclasses.dataclass(frozen=True)
 class Unit(abc.ABC):
     """A block of units that are independent given their field.
