@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,11 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks, chains, propriety
+from poejax import _border, _checks, chains, propriety
+from poejax.evidence import weights
 from poejax.evidence.base import Base
+from poejax.experts import Bias
 from poejax.kernels import block_gibbs
-from poejax.product import Product, product
+from poejax.product import Product, product, split_coordinates
 from poejax.types import Array, Event, Kernel, Params
+
+_RESOLUTION = 0.1  # nats
 
 KernelFactory = Callable[[Product], Kernel]
 
@@ -29,6 +34,13 @@ class LogZ(NamedTuple):
     ess: effective sample size (Σw)²/Σw², in [1, num_chains].
     ci_low, ci_high: 95 % confidence interval, log_z ± 1.96 std_err.
     log_weights: [num_chains], of mean exp Z (`ais`) or 1/Z (`reverse_ais`).
+    pareto_k: k̂ of the weights' tail: their variance is finite below ½, and the estimate usable
+      below 0.7; NaN of fewer than 25 chains.
+
+    A few heavy weights make std_err meaningless: where ess is below 10 (half the chains, if these
+    are fewer than 20) or k̂ above 0.7, the interval is open on the side that log_z tends to miss,
+    +inf for `ais` and -inf for `reverse_ais`, and 3.69 = -log 0.025 wide on the other, by Markov's
+    inequality for weights that are positive and unbiased.
     """
 
     log_z: Array
@@ -37,6 +49,7 @@ class LogZ(NamedTuple):
     ci_low: Array
     ci_high: Array
     log_weights: Array
+    pareto_k: Array
 
 
 class AISState(NamedTuple):
@@ -102,11 +115,12 @@ def ais(
 
     Raises:
       ValueError: if `betas` is no path from 0 to 1, params, base and model do not fit, or the model
-        is known to be improper.
+        is known to be improper, lies too far from the origin of its coordinates, or has a log Z
+        that its dtype cannot resolve.
 
     Warns:
       UserWarning: if the base's tails are lighter than the model's: the weights then have infinite
-        variance.
+        variance; or if a few weights outweigh the others (see LogZ): take more temperatures.
 
     Source: Neal (2001); Salakhutdinov & Murray (2008), section 3.
     """
@@ -151,6 +165,7 @@ def reverse_ais(
 
     Source: Burda, Grosse & Salakhutdinov (2015); Grosse, Ancha & Roy (2016).
     """
+    x = _border.tree("x", x)
     model.visible.check("x", x)
     num_chains = _checks.leading_axis("x", x)
     state = ais_init(rng_key, model, params, base, betas, num_chains, x, kernel)
@@ -176,12 +191,17 @@ def ais_init(
         raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
     model.check_params(params)
     propriety.require_proper(model, params)
+    _require_reach(model, params)
     _warn_if_base_is_light(model, params, base)
     _check_betas(betas)
     _checks.kernel_factory("kernel", kernel)
     if reverse_from is not None:
         model.visible.check("reverse_from", reverse_from)
         _checks.one_row_per_chain("reverse_from", reverse_from, num_chains)
+    params, coordinates = split_coordinates(params)
+    base = base.within(coordinates)
+    if reverse_from is not None:
+        reverse_from = model.visible.standardize_rows(coordinates, reverse_from)
     return _ais_init(rng_key, model, params, base, num_chains, reverse_from, kernel or block_gibbs)
 
 
@@ -194,7 +214,12 @@ def ais_steps(
     num_steps: int | Array,
     kernel: KernelFactory | None = None,
 ) -> AISState:
-    """Advance a run by up to `num_steps` temperatures; another number of steps compiles nothing."""
+    """Advance a run by up to `num_steps` temperatures; another number of steps compiles nothing.
+
+    Chains are in the coordinates of `params`, if they hold any.
+    """
+    params, coordinates = split_coordinates(params)
+    base = base.within(coordinates)
     return _ais_steps(
         state, model, params, base, jnp.asarray(betas), num_steps, kernel or block_gibbs
     )
@@ -205,13 +230,26 @@ def ais_result(state: AISState) -> LogZ:
     log_w = state.log_weights
     what = "chains of a normalisable model with finite parameters: "
     _checks.finite(f"ais: {what}", (state.chains, log_w))
-    num_chains = log_w.shape[0]
-    log_mean = jax.nn.logsumexp(log_w) - jnp.log(num_chains)
-    relative = jnp.exp(log_w - log_mean)  # weights over their mean
-    std_err = jnp.std(relative, ddof=1) / jnp.sqrt(num_chains)
-    ess = num_chains / jnp.mean(relative**2)
-    log_z = state.direction * log_mean
-    return LogZ(log_z, std_err, ess, log_z - 1.96 * std_err, log_z + 1.96 * std_err, log_w)
+    found = weights.summarize(log_w)
+    log_z = state.direction.astype(log_w.dtype) * found.log_mean
+    closed, markov = 1.96 * found.std_err, -math.log(0.025)
+    forwards = state.direction > 0
+    below = jnp.where(found.is_degenerate, jnp.where(forwards, markov, jnp.inf), closed)
+    above = jnp.where(found.is_degenerate, jnp.where(forwards, jnp.inf, markov), closed)
+    result = LogZ(
+        log_z, found.std_err, found.ess, log_z - below, log_z + above, log_w, found.pareto_k
+    )
+    if _checks.is_concrete(result):
+        _require_resolution(result)
+        if bool(found.is_degenerate):
+            warnings.warn(
+                f"ais: {weights.describe(found, len(log_w))}: the error bar means nothing, and the "
+                "interval is open on one side; take more temperatures, or a base closer to the "
+                "model",
+                UserWarning,
+                stacklevel=3,
+            )
+    return result
 
 
 def _path(model: Product, base: Base) -> Product:
@@ -306,6 +344,30 @@ def _warn_if_base_is_light(model: Product, params: Params, base: Base) -> None:
             "evidence.student_t_base",
             UserWarning,
             stacklevel=4,
+        )
+
+
+def _require_reach(model: Product, params: Params) -> None:
+    """Raise where natural parameters about zero keep no digits of a Gaussian far from it."""
+    if model.visible.num_states is not None or not _checks.is_concrete(params):
+        return
+    for name, expert, own in propriety.members(model, split_coordinates(params)[0]):
+        if isinstance(expert, Bias):
+            fall = float(model.visible.peak(own["field"]))
+            if fall * float(jnp.finfo(jnp.result_type(float)).eps) > _RESOLUTION:
+                raise ValueError(
+                    f"params['{name}']['field']: expected a mean near the origin of coordinates, "
+                    f"got one {math.sqrt(2 * fall):.3g} standard deviations away, where natural "
+                    "parameters keep too few digits to anneal by; start from model.init_from(...), "
+                    "whose parameters hold coordinates near the data, or set jax_enable_x64"
+                )
+
+
+def _require_resolution(found: LogZ) -> None:
+    if abs(float(found.log_z)) * float(jnp.finfo(found.log_z.dtype).eps) > _RESOLUTION:
+        raise ValueError(
+            f"ais: expected a log Z that {found.log_z.dtype} resolves to {_RESOLUTION} nats, got "
+            f"{float(found.log_z):.3g}; set jax_enable_x64"
         )
 
 
