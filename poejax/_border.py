@@ -22,6 +22,7 @@ Holds = Callable[[Any], Any]
 """A condition on an array, NumPy's or JAX's, elementwise or by rows; a function of a module."""
 
 _CHUNK = 2**18  # elements: what is computed of them stays in the cache
+_SMALL = 2**20  # bytes
 _LOST_SHARE = 0.01  # of a column's standard deviation, which rounding may move a value by
 
 
@@ -81,7 +82,16 @@ def tree(name: str, x: Any) -> Any:
 
 
 def narrow(name: str, x: Any, real: bool = False) -> Any:
-    """Return `x` in the dtype that JAX holds it in; raise where a value would not survive that.
+    """Return `x` in the dtype that JAX holds it in, checked by `survives`."""
+    x = array(name, x)
+    survives(name, x, real)
+    if not isinstance(x, np.ndarray):
+        return x
+    return x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
+
+
+def survives(name: str, x: Any, real: bool = False) -> None:
+    """Raise where a value of `x` would not survive the dtype that JAX holds it in.
 
     Args:
       name: what messages call it.
@@ -93,9 +103,8 @@ def narrow(name: str, x: Any, real: bool = False) -> Any:
       ValueError: if a value is NaN or infinite, in `x` or once narrowed, or digits that matter
         would be lost; names value, row and column.
     """
-    x = array(name, x)
     if is_abstract(x):
-        return x
+        return
     finite(name, x)
     held = jax.dtypes.canonicalize_dtype(x.dtype)
     computed = np.promote_types(_float_of(held), np.float32)
@@ -106,19 +115,20 @@ def narrow(name: str, x: Any, real: bool = False) -> Any:
         what = f"whose squares {computed} holds" if real else f"as {computed} holds them"
         raise ValueError(
             f"{name}: expected magnitudes of at most {limit:.1e}, {what}, got "
-            f"{_value(x, place)}{where(place)}; rescale the column{_OR_X64[computed.itemsize == 4]}"
+            f"{entry(x, place)}{where(place, x.ndim)}; rescale the column{_OR_X64[computed.itemsize == 4]}"
         )
     if real and computed.itemsize == 4 and _may_round(x):
         _require_digits(name, _host(x))
-    return x.astype(held) if isinstance(x, np.ndarray) else x
 
 
 def finite(name: str, x: Any) -> None:
     """Raise unless the batch `x` [N, ...] is finite, naming the first value and its place."""
     if is_abstract(x) or not jnp.issubdtype(x.dtype, jnp.inexact):
         return
-    if (place := first_failure(x, _is_finite)) is not None:
-        raise ValueError(f"{name}: expected finite values, got {_value(x, place)}{where(place)}")
+    if (place := first_failure(x, is_finite)) is not None:
+        raise ValueError(
+            f"{name}: expected finite values, got {entry(x, place)}{where(place, x.ndim)}"
+        )
 
 
 def require_spread(name: str, x: Any) -> None:
@@ -129,7 +139,7 @@ def require_spread(name: str, x: Any) -> None:
     if is_abstract(x):
         return
     # Of NaN, which marks what is missing, the extremes are those of the rest.
-    low, high = (np.asarray(jax.device_get(v), np.float64) for v in _extremes(x))
+    low, high = (_host(v).astype(np.float64) for v in _extremes(_near(x)))
     scale = np.maximum(np.abs(low), np.abs(high))
     rounding = 8 * float(jnp.finfo(_float_of(jax.dtypes.canonicalize_dtype(x.dtype))).eps)
     constant = high - low <= min(rounding, 1e-6) * scale
@@ -144,8 +154,9 @@ def require_spread(name: str, x: Any) -> None:
 def first_failure(x: Any, holds: Holds) -> tuple[int, ...] | None:
     """Return the index of the first entry where the condition fails; None if there is none.
 
-    Device arrays are looked at on their devices, NumPy's by chunks.
+    Device arrays are looked at on their devices if that saves copying, NumPy's by chunks.
     """
+    x = _near(x)
     if not isinstance(x, np.ndarray):
         # Under an outer trace an operation on a constant would give a tracer.
         with jax.ensure_compile_time_eval():
@@ -163,11 +174,32 @@ def first_failure(x: Any, holds: Holds) -> tuple[int, ...] | None:
     return None
 
 
-def where(place: tuple[int, ...]) -> str:
-    """Say where in a batch of events an entry stands: " in row 3, column 1"."""
-    words = ("row", "column") if len(place) <= 2 else ("row", "site", "class")
+def entry(x: Any, place: tuple[int, ...]) -> str:
+    """Return the entry at an index as messages quote it, or the sum of a row of entries."""
+    x = _near(x)
+    with jax.ensure_compile_time_eval(), jax.debug_nans(False):
+        found = x[place] if isinstance(x, np.ndarray) else jax.device_get(_at(x, place))
+    found = np.asarray(found)
+    return str(found[()]) if found.ndim == 0 else f"a row of sum {float(found.sum()):g}"
+
+
+def is_finite(x: Any) -> Any:
+    """Return where `x` is neither NaN nor infinite."""
+    return np.isfinite(x) if isinstance(x, np.ndarray) else jnp.isfinite(x)
+
+
+def where(place: tuple[int, ...], ndim: int = 2) -> str:
+    """Say where in a batch of events of that rank an entry stands: " in row 3, column 1"."""
+    words = ("row", "column") if ndim <= 2 else ("row", "site", "class")
     found = [f"{word} {index}" for word, index in zip(words, place, strict=False)]
     return f" in {', '.join(found)}" if found else ""
+
+
+def events(name: str, unit: Any, x: Any) -> Any:
+    """Return the batch `x` as arrays, checked whole to be events of `unit` by its `check`."""
+    x = tree(name, x)
+    once(x, unit, lambda: unit.check(name, x))
+    return x
 
 
 def once(x: Any, what: Hashable, check: Callable[[], None]) -> None:
@@ -207,14 +239,12 @@ def _host(x: Any) -> np.ndarray:
     return np.asarray(jax.device_get(x))
 
 
-def _value(x: Any, place: tuple[int, ...]) -> str:
-    with jax.ensure_compile_time_eval(), jax.debug_nans(False):
-        found = x[place] if isinstance(x, np.ndarray) else jax.device_get(_at(x, place))
-    return f"{float(found):g}"
-
-
-def _is_finite(x: Any) -> Any:
-    return np.isfinite(x) if isinstance(x, np.ndarray) else jnp.isfinite(x)
+def _near(x: Any) -> Any:
+    """Return `x` as a NumPy array where copying it is cheaper than to compile for its shape."""
+    if isinstance(x, np.ndarray) or not x.is_fully_addressable:
+        return x
+    is_here = all(device.platform == "cpu" for device in x.devices())
+    return _host(x) if is_here or x.nbytes <= _SMALL else x
 
 
 @functools.cache

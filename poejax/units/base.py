@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from poejax import _checks
+from poejax import _border, _checks, _foreign
 from poejax.types import Array, Event, Field, Params, PyTree
 
 
@@ -166,7 +165,7 @@ class Unit(abc.ABC):
     def check_mask(self, name: str, mask: PyTree) -> None:
         """Raise unless `mask` is boolean with one entry per site."""
         if not hasattr(mask, "dtype"):
-            raise TypeError(f"{name}: expected a boolean array, got {type(mask).__name__}")
+            raise TypeError(f"{name}: expected a boolean array, got {_foreign.kind(mask)}")
         if mask.dtype != jnp.bool_:
             raise TypeError(f"{name}: expected a boolean mask, got dtype {mask.dtype}")
         _checks.shape(name, mask, (self.num_sites,), self)
@@ -217,27 +216,35 @@ class VectorUnit(Unit):
         return jnp.sum(at_least_float32(field) * self.linear_statistic(x))
 
 
-def check_batch(name: str, x: Event, event_shape: tuple[int, ...], owner: Unit) -> None:
-    """Raise unless `x` is a non-empty finite batch [N, *event_shape]."""
-    found = jnp.shape(x)
-    if found[1:] != event_shape or len(found) != len(event_shape) + 1:
-        wanted = ", ".join(["N", *map(str, event_shape)])
-        raise ValueError(f"{name}: expected shape ({wanted}) for {owner}, got {found}")
-    _checks.leading_axis(name, x)
-    _checks.finite(name, x)
-
-
-def require_values(
-    name: str, x: Array, holds: Callable[[np.ndarray], np.ndarray], expected: str, owner: Unit
+def check_batch(
+    name: str, x: Event, event_shape: tuple[int, ...], owner: Unit, real: bool = False
 ) -> None:
-    """Raise unless `holds(x)` everywhere, quoting the range of what came; tracers pass."""
-    if not _checks.is_concrete(x):
+    """Raise unless `x` is a non-empty finite batch [N, *event_shape], of measurements if `real`."""
+    wanted = f"shape ({', '.join(['N', *map(str, event_shape)])}) for {owner}"
+    if isinstance(x, dict):
+        raise TypeError(f"{name}: expected one array of {wanted}, got a dict")
+    x = _border.array(name, x)
+    if x.shape[1:] != event_shape or x.ndim != len(event_shape) + 1:
+        raise ValueError(f"{name}: expected {wanted}, got {x.shape}")
+    _checks.leading_axis(name, x)
+    if real:
+        _border.survives(name, x, real=True)
+    else:
+        _border.finite(name, x)
+
+
+def require_values(name: str, x: Array, holds: _border.Holds, expected: str, owner: Unit) -> None:
+    """Raise unless `holds(x)` everywhere, quoting the first value that fails; tracers pass.
+
+    `holds` is a function of a module, by entry or by row: device arrays compile it.
+    """
+    x = _border.array(name, x)
+    if _border.is_abstract(x):
         return
-    values = np.asarray(x)
-    if not holds(values).all():
-        low, high = float(values.min()), float(values.max())
+    if (place := _border.first_failure(x, holds)) is not None:
         raise ValueError(
-            f"{name}: expected {expected} for {owner}, got values in [{low:g}, {high:g}]"
+            f"{name}: expected {expected} for {owner}, got "
+            f"{_border.entry(x, place)}{_border.where(place, x.ndim)}"
         )
 
 

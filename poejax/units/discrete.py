@@ -24,6 +24,18 @@ def _bits(index: Array, size: int) -> Array:
     return (index >> jnp.minimum(jnp.arange(size), 31)) & 1
 
 
+def _zero_or_one(v: Array) -> Array:
+    return (v == 0) | (v == 1)
+
+
+def _minus_or_plus_one(v: Array) -> Array:
+    return (v == 1) | (v == -1)
+
+
+def _sums_to_one(v: Array) -> Array:
+    return v.sum(-1) == 1
+
+
 @dataclasses.dataclass(frozen=True)
 class BinaryUnit(VectorUnit):
     """What units of two values share."""
@@ -63,7 +75,7 @@ class Bernoulli(BinaryUnit):
 
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
-        require_values(name, x, lambda v: (v == 0) | (v == 1), "values in {0, 1}", self)
+        require_values(name, x, _zero_or_one, "values in {0, 1}", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +100,7 @@ class Spin(BinaryUnit):
 
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
-        require_values(name, x, lambda v: (v == 1) | (v == -1), "values in {-1, +1}", self)
+        require_values(name, x, _minus_or_plus_one, "values in {-1, +1}", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,10 +182,5 @@ class Categorical(Unit):
 
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
-        require_values(
-            name,
-            x,
-            lambda v: ((v == 0) | (v == 1)).all(-1) & (v.sum(-1) == 1),
-            "one-hot rows",
-            self,
-        )
+        require_values(name, x, _zero_or_one, "one-hot rows", self)
+        require_values(name, x, _sums_to_one, "one-hot rows", self)

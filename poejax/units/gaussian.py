@@ -26,7 +26,7 @@ class RealUnit(VectorUnit):
         raise ValueError(f"state_at: {self} is continuous and cannot be enumerated")
 
     def check(self, name: str, x: Event) -> None:
-        check_batch(name, x, self.event_shape, self)
+        check_batch(name, x, self.event_shape, self, real=True)
 
 
 @dataclasses.dataclass(frozen=True)

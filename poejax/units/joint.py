@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from poejax import _border, _checks, _foreign
 from poejax.types import Array, Event, Field, Params, PyTree
 from poejax.units.base import Unit
 
@@ -143,6 +144,7 @@ class Joint(Unit):
         self._check_names(name, x)
         for block, unit in self.items:
             unit.check(f"{name}[{block!r}]", x[block])
+        _checks.leading_axis(name, _border.tree(name, x))
 
     def check_mask(self, name: str, mask: PyTree) -> None:
         self._check_names(name, mask)
@@ -151,7 +153,7 @@ class Joint(Unit):
 
     def _check_names(self, name: str, x: Event) -> None:
         if not isinstance(x, dict) or x.keys() != self.blocks.keys():
-            found = sorted(x) if isinstance(x, dict) else type(x).__name__
+            found = sorted(x) if isinstance(x, dict) else _foreign.kind(x)
             raise ValueError(f"{name}: expected a dict of {sorted(self.blocks)}, got {found}")
 
     def _split(self, v: Array) -> dict[str, Array]:

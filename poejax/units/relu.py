@@ -81,7 +81,11 @@ class ReLU(RealUnit):
 
     def check(self, name: str, x: Event) -> None:
         super().check(name, x)
-        require_values(name, x, lambda v: v >= 0, "values >= 0", self)
+        require_values(name, x, _not_negative, "values >= 0", self)
+
+
+def _not_negative(v: Array) -> Array:
+    return v >= 0
 
 
 @jax.custom_jvp
