@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from poejax import _border, _foreign
 from poejax.types import Weighted
 
 
 def is_concrete(*trees: Any) -> bool:
     """Whether every leaf holds values that the host can look at (no tracer, no abstract shape)."""
-    return not any(
-        isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)) for leaf in jax.tree.leaves(trees)
-    )
+    return not any(_border.is_abstract(leaf) for leaf in jax.tree.leaves(trees))
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -65,6 +64,8 @@ def leading_axis(name: str, tree: Any) -> int:
     """Return the common, non-zero length of the leading axis of all leaves."""
     if isinstance(tree, list):
         raise TypeError(f"{name}: expected an array, got a list; use numpy.asarray")
+    if tree is None or isinstance(tree, str):
+        raise TypeError(f"{name}: expected an array, got {_foreign.kind(tree)}")
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     lengths = {s[0] if s else None for s in shapes}
     if len(lengths) != 1 or None in lengths:
@@ -102,12 +103,20 @@ def split_weights(name: str, data: Any) -> tuple[Any, Any]:
 
 
 def finite(name: str, tree: Any) -> None:
-    """Require finite values in every leaf that the host can look at; name the first that is not."""
+    """Require finite values in every leaf that the host can look at; quote the first that is not.
+
+    Of batches of events `_border.finite` also says in which row it stands.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        # NumPy, since under an outer trace a jnp operation on a constant gives a tracer.
-        checkable = is_concrete(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-        if checkable and not np.isfinite(np.asarray(leaf)).all():
-            raise ValueError(f"{name}{leaf_name(path)}: expected finite values, got NaN or inf")
+        if not is_concrete(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            continue
+        leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        if (place := _border.first_failure(leaf, _border.is_finite)) is not None:
+            where = f" at {list(place)}" if place else ""
+            raise ValueError(
+                f"{name}{leaf_name(path)}: expected finite values, got "
+                f"{_border.entry(leaf, place)}{where}"
+            )
 
 
 def same_structure(name: str, tree: Any, expected: Any, optional: tuple[str, ...]) -> None:

@@ -70,7 +70,7 @@ class Product(Expert):
 
         Args:
           rng_key: one typed key.
-          data: batch of events [N, ...].
+          data: batch of events [N, ...], which may be Weighted.
           full: whether real units get coordinates in which their covariance is the identity, where
             N exceeds their number; the conditional given latents is then correlated in x.
 
@@ -81,15 +81,15 @@ class Product(Expert):
           ValueError: if `data` are empty or no events of the visible units, or a real column has
             no variance.
         """
-        data = _border.tree("data", data)
+        data, weights = _checks.split_weights("data", _border.tree("data", data))
         self.visible.check("data", data)
         self.visible.check_spread("data", data)
         params = self.init(rng_key)
-        coordinates = self.visible.coordinates(data, full)
+        coordinates = self.visible.coordinates(data, full, weights)
         y = self.visible.standardize_rows(coordinates, data)
         share = 1 / max(1, sum(expert.carries_base_rate for _, expert in self.items))
         for name, expert, key in combine.keyed(self.items, jax.random.fold_in(rng_key, 1)):
-            params[name] = expert.fit(key, params[name], y, share)
+            params[name] = expert.fit(key, params[name], y, share, weights)
         return params | ({"coordinates": coordinates} if coordinates else {})
 
     def standardize(self, params: Params, x: Event) -> tuple[Params, Event]:

@@ -6,7 +6,6 @@ import abc
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from poejax import _checks, chains
 from poejax.estimators.common import mean_of_rows

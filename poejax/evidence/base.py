@@ -82,7 +82,7 @@ def base_rate(
 
     Args:
       model: the model whose evidence is wanted; only its visible units are used.
-      data: batch of events [N, ...].
+      data: batch of events [N, ...], which may be Weighted.
       smoothing: in (0, 1), share of the uniform distribution mixed in (discrete units) or relative
         increase of the variance (real units), so that the base is broader than the data.
       params: the model's, if they hold coordinates: the base is then fitted in those, which keeps
@@ -112,7 +112,7 @@ def gaussian_base(
 
     Args:
       model: the model whose evidence is wanted; only its visible units are used.
-      data: batch of events [N, D], with N > D for a full covariance.
+      data: batch of events [N, D], with N > D for a full covariance; may be Weighted.
       scale: positive factor on the standard deviations; above 1 the base is broader than the data.
       params: as for `base_rate`.
 
@@ -194,14 +194,14 @@ def student_t_base(model: Product, params: Params, closeness: float = 0.5) -> Ba
 
 def _fitted(model: Product, data: Event, smoothing: float, given: Params | None) -> Base:
     visible, coordinates = model.visible, {}
-    data = _border.tree("data", data)
+    data, weights = _checks.split_weights("data", _border.tree("data", data))
     visible.check("data", data)
     visible.check_spread("data", data)
     if given is not None:
         model.check_params(given)
         coordinates = split_coordinates(given)[1]
         data = visible.standardize_rows(coordinates, data)
-    params = {"bias": {"field": visible.fit_field(data, smoothing)}}
+    params = {"bias": {"field": visible.fit_field(data, smoothing, weights)}}
     _checks.finite("data: base rate of a site without variance, ", params)
     log_z = visible.log_mass(params["bias"]["field"])
     params |= {"coordinates": coordinates} if coordinates else {}
@@ -209,8 +209,10 @@ def _fitted(model: Product, data: Event, smoothing: float, given: Params | None)
 
 
 def _same(a: PyTree, b: PyTree) -> bool:
-    pairs = jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.map(np.array_equal, a, b)
-    return bool(pairs) and all(jax.tree.leaves(pairs))
+    leaves, others = jax.tree.leaves_with_path(a), jax.tree.leaves_with_path(b)
+    return [path for path, _ in leaves] == [path for path, _ in others] and all(
+        np.array_equal(leaf, other) for (_, leaf), (_, other) in zip(leaves, others, strict=True)
+    )
 
 
 def _student_t_experts(model: Product, params: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -58,12 +58,20 @@ class Expert(abc.ABC):
     def init(self, rng_key: Array) -> Params:
         """Draw initial parameters."""
 
-    def fit(self, rng_key: Array, params: Params, y: Event, share: float) -> Params:
+    def fit(
+        self,
+        rng_key: Array,
+        params: Params,
+        y: Event,
+        share: float,
+        weights: Array | None = None,
+    ) -> Params:
         """Return a start near a batch `y` [N, ...] in coordinates, from that of `init`.
 
         An expert that carries the base rates fits them to the power `share`; others keep `params`.
+        `weights` [N] are those of the rows, 1 each when None.
         """
-        del rng_key, y, share
+        del rng_key, y, share, weights
         return params
 
     @abc.abstractmethod

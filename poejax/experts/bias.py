@@ -38,9 +38,16 @@ class Bias(Expert):
     def carries_base_rate(self) -> bool:
         return True
 
-    def fit(self, rng_key: Array, params: Params, y: Event, share: float) -> Params:
+    def fit(
+        self,
+        rng_key: Array,
+        params: Params,
+        y: Event,
+        share: float,
+        weights: Array | None = None,
+    ) -> Params:
         del rng_key, params
-        fitted = self.visible.fit_field(y, smoothing=0.01)
+        fitted = self.visible.fit_field(y, smoothing=0.01, weights=weights)
         return {"field": fitted if share == 1 else self.visible.power(fitted, share)}
 
     def log_factors(self, params: Params, x: Event) -> Array:

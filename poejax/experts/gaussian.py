@@ -66,16 +66,23 @@ class Gaussian(Expert):
     def carries_base_rate(self) -> bool:
         return True
 
-    def fit(self, rng_key: Array, params: Params, y: Event, share: float) -> Params:
+    def fit(
+        self,
+        rng_key: Array,
+        params: Params,
+        y: Event,
+        share: float,
+        weights: Array | None = None,
+    ) -> Params:
         del rng_key
         y = y if self.coordinate is None else y[:, self.coordinate][:, None]
-        if self.covariance == "full":
-            # A field's free parameters are the same rows beside another parameter of location.
-            fitted = self.visible.power(self.visible.fit_field(y, 0.0), share)
-            rows = {name: fitted[name] for name in ("log_diagonal", "off_diagonal")}
-            return rows | {"mean": jnp.asarray(moments(y)[0], params["mean"].dtype)}
-        mean, variance = (jnp.asarray(v, params["mean"].dtype) for v in moments(y))
-        return {"mean": mean, "log_precision": jnp.log(share / variance)}
+        mean, variance = moments(y, weights=weights)
+        mean = jnp.asarray(mean, params["mean"].dtype)
+        if self.covariance == "diag":
+            return {"mean": mean, "log_precision": jnp.log(share / jnp.asarray(variance))}
+        # A field's free parameters are the same rows beside another parameter of location.
+        fitted = self.visible.power(self.visible.fit_field(y, 0.0, weights), share)
+        return {"mean": mean} | {name: fitted[name] for name in ("log_diagonal", "off_diagonal")}
 
     def log_factors(self, params: Params, x: Event) -> Array:
         # Through the centred residual, not the field: μᵀΛμ would cancel badly far from zero.

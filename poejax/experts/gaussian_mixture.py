@@ -61,11 +61,18 @@ class GaussianMixture(Expert):
     def carries_base_rate(self) -> bool:
         return True
 
-    def fit(self, rng_key: Array, params: Params, y: Event, share: float) -> Params:
+    def fit(
+        self,
+        rng_key: Array,
+        params: Params,
+        y: Event,
+        share: float,
+        weights: Array | None = None,
+    ) -> Params:
         y = jnp.moveaxis(jnp.reshape(y, (len(y), self.num_factors, -1)), 1, 0)
         keys = jax.random.split(rng_key, self.num_factors)
         fits = [
-            fit_em(key, part, self.num_components, covariance="diag")[0]
+            fit_em(key, part, self.num_components, covariance="diag", weights=weights)[0]
             for key, part in zip(keys, y, strict=True)
         ]
         return {

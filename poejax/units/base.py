@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from poejax import _checks
+from poejax import _border, _checks, _foreign
 from poejax.types import Array, Event, Field, Params, PyTree
 
 
@@ -23,6 +22,14 @@ def as_float(x: Array) -> Array:
 def at_least_float32(v: Array) -> Array:
     """Return `v` in float32 or wider: in bfloat16 an event of odds 0.001 would fire at 0.008."""
     return v.astype(jnp.promote_types(v.dtype, jnp.float32))
+
+
+def mean_of_rows(x: Array, weights: Array | None = None) -> Array:
+    """Return the mean [...] of a batch [N, ...], weighted or not, in float32 or wider."""
+    x = at_least_float32(as_float(x))
+    if weights is None:
+        return jnp.mean(x, axis=0)
+    return jnp.tensordot(jnp.asarray(weights / jnp.sum(weights), x.dtype), x, 1)
 
 
 def widen(tree: PyTree) -> PyTree:
@@ -100,20 +107,21 @@ class Unit(abc.ABC):
         """Return the free parameters with `v` [M] added to the linear part."""
 
     @abc.abstractmethod
-    def fit_field(self, x: Event, smoothing: float) -> Params:
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
         """Return free parameters whose mean is that of the batch `x` [N, ...], smoothed.
 
         `smoothing` in [0, 1] is the share given to the uniform distribution (discrete), or added
-        to the variance as a fraction of it (continuous), so that no site is certain.
+        to the variance as a fraction of it (continuous), so that no site is certain. `weights`
+        [N] are those of the rows, 1 each when None.
         """
 
-    def coordinates(self, x: Event, full: bool = False) -> PyTree:
+    def coordinates(self, x: Event, full: bool = False, weights: Array | None = None) -> PyTree:
         """Return {"origin", "scale"} near the batch `x` [N, ...]; {} for units that need none.
 
         Real visible units are computed in y = (x - origin) / scale, or with a full scale
         y = scale⁻¹ (x - origin), so that data far from zero, or of any size, keep their digits.
         """
-        del x, full
+        del x, full, weights
         return {}
 
     def check_spread(self, name: str, x: Event) -> None:
@@ -240,7 +248,7 @@ class Unit(abc.ABC):
     def check_mask(self, name: str, mask: PyTree) -> None:
         """Raise unless `mask` is boolean with one entry per site."""
         if not hasattr(mask, "dtype"):
-            raise TypeError(f"{name}: expected a boolean array, got {type(mask).__name__}")
+            raise TypeError(f"{name}: expected a boolean array, got {_foreign.kind(mask)}")
         if mask.dtype != jnp.bool_:
             raise TypeError(f"{name}: expected a boolean mask, got dtype {mask.dtype}")
         _checks.shape(name, mask, (self.num_sites,), self)
@@ -291,27 +299,35 @@ class VectorUnit(Unit):
         return jnp.sum(at_least_float32(field) * self.linear_statistic(x))
 
 
-def check_batch(name: str, x: Event, event_shape: tuple[int, ...], owner: Unit) -> None:
-    """Raise unless `x` is a non-empty finite batch [N, *event_shape]."""
-    found = jnp.shape(x)
-    if found[1:] != event_shape or len(found) != len(event_shape) + 1:
-        wanted = ", ".join(["N", *map(str, event_shape)])
-        raise ValueError(f"{name}: expected shape ({wanted}) for {owner}, got {found}")
-    _checks.leading_axis(name, x)
-    _checks.finite(name, x)
-
-
-def require_values(
-    name: str, x: Array, holds: Callable[[np.ndarray], np.ndarray], expected: str, owner: Unit
+def check_batch(
+    name: str, x: Event, event_shape: tuple[int, ...], owner: Unit, real: bool = False
 ) -> None:
-    """Raise unless `holds(x)` everywhere, quoting the range of what came; tracers pass."""
-    if not _checks.is_concrete(x):
+    """Raise unless `x` is a non-empty finite batch [N, *event_shape], of measurements if `real`."""
+    wanted = f"shape ({', '.join(['N', *map(str, event_shape)])}) for {owner}"
+    if isinstance(x, dict):
+        raise TypeError(f"{name}: expected one array of {wanted}, got a dict")
+    x = _border.array(name, x)
+    if x.shape[1:] != event_shape or x.ndim != len(event_shape) + 1:
+        raise ValueError(f"{name}: expected {wanted}, got {x.shape}")
+    _checks.leading_axis(name, x)
+    if real:
+        _border.survives(name, x, real=True)
+    else:
+        _border.finite(name, x)
+
+
+def require_values(name: str, x: Array, holds: _border.Holds, expected: str, owner: Unit) -> None:
+    """Raise unless `holds(x)` everywhere, quoting the first value that fails; tracers pass.
+
+    `holds` is a function of a module, by entry or by row: device arrays compile it.
+    """
+    x = _border.array(name, x)
+    if _border.is_abstract(x):
         return
-    values = np.asarray(x)
-    if not holds(values).all():
-        low, high = float(values.min()), float(values.max())
+    if (place := _border.first_failure(x, holds)) is not None:
         raise ValueError(
-            f"{name}: expected {expected} for {owner}, got values in [{low:g}, {high:g}]"
+            f"{name}: expected {expected} for {owner}, got "
+            f"{_border.entry(x, place)}{_border.where(place, x.ndim)}"
         )
 
 

@@ -35,7 +35,7 @@ class RealUnit(VectorUnit):
         return at_least_float32(super().linear_statistic(x))
 
     def check(self, name: str, x: Event) -> None:
-        check_batch(name, x, self.event_shape, self)
+        check_batch(name, x, self.event_shape, self, real=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +61,8 @@ class QuadraticUnit(RealUnit):
     def shift_linear(self, params: Params, v: Array) -> Params:
         return params | {"linear": params["linear"] + v}
 
-    def coordinates(self, x: Event, full: bool = False) -> PyTree:
-        mean, covariance = moments(x, full)
+    def coordinates(self, x: Event, full: bool = False, weights: Array | None = None) -> PyTree:
+        mean, covariance = moments(x, full, weights)
         xp = _numpy_or_jax(covariance)
         scale = xp.linalg.cholesky(covariance) if full else xp.sqrt(covariance)
         dtype = jnp.result_type(float)
@@ -254,8 +254,8 @@ class GaussianDiag(QuadraticUnit):
         noise = jax.random.normal(rng_key, (self.size,), field["linear"].dtype)
         return self.mean(field) + noise * jax.lax.rsqrt(field["precision"])
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
-        mean, variance = moments(x)
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
+        mean, variance = moments(x, weights=weights)
         variance = (1 + smoothing) * variance
         xp, dtype = _numpy_or_jax(variance), jnp.result_type(float)
         return {
@@ -288,25 +288,30 @@ class StandardGaussian(RealUnit):
         field = at_least_float32(field)
         return field + jax.random.normal(rng_key, (self.size,), field.dtype)
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
         del smoothing  # the variance is fixed by the base measure
-        return jnp.asarray(moments(x)[0], jnp.result_type(float))
+        return jnp.asarray(moments(x, weights=weights)[0], jnp.result_type(float))
 
 
-def moments(x: Array, full: bool = False) -> tuple[Any, Any]:
-    """Return mean [D] and variance [D], or covariance [D, D], of a batch [N, D].
+def moments(x: Any, full: bool = False, weights: Array | None = None) -> tuple[Any, Any]:
+    """Return mean [D] and variance [D], or covariance [D, D], of a batch [N, D], weighted or not.
 
     In float64 on the host wherever the values can be looked at.
     """
-    x = np.asarray(x, np.float64) if _checks.is_concrete(x) else at_least_float32(as_float(x))
-    mean = x.mean(axis=0)
+    on_host = _checks.is_concrete(x, weights)
+    x = np.asarray(x, np.float64) if on_host else at_least_float32(as_float(x))
+    if weights is None:
+        share = np.full(len(x), 1 / len(x)) if on_host else jnp.full(len(x), 1 / len(x), x.dtype)
+    else:
+        share = np.asarray(weights, np.float64) if on_host else jnp.asarray(weights, x.dtype)
+        share = share / share.sum()
+    # About a row, so that a mean far from zero keeps its digits.
+    origin = x[0]
+    mean = origin + share @ (x - origin)
     centred = x - mean
-    # What rounding took from the mean of a long column.
-    shift = centred.mean(axis=0)
-    mean, centred = mean + shift, centred - shift
     if full:
-        return mean, centred.T @ centred / len(x)
-    return mean, (centred**2).mean(axis=0)
+        return mean, (centred * share[:, None]).T @ centred
+    return mean, share @ centred**2
 
 
 def _numpy_or_jax(value: Any) -> Any:

@@ -129,8 +129,8 @@ class Gaussian(QuadraticUnit):
         noise = jax.random.normal(rng_key, (field["rows"].shape[0],), field["rows"].dtype)
         return least_squares(field["linear"], field["rows"], noise)
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
-        mean, covariance = moments(x, full=True)
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
+        mean, covariance = moments(x, full=True, weights=weights)
         xp = np if isinstance(covariance, np.ndarray) else jnp
         precision = xp.linalg.inv((1 + smoothing) * covariance)
         rows = xp.linalg.cholesky(precision).T

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from poejax import _border, _checks, _foreign
 from poejax.types import Array, Event, Field, Params, PyTree
 from poejax.units.base import Unit
 
@@ -96,11 +97,11 @@ class Joint(Unit):
     def shift_linear(self, params: Params, v: Array) -> Params:
         return self._map(lambda unit, p, part: unit.shift_linear(p, part), params, self._split(v))
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
-        return self._map(lambda unit, value: unit.fit_field(value, smoothing), x)
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
+        return self._map(lambda unit, value: unit.fit_field(value, smoothing, weights), x)
 
-    def coordinates(self, x: Event, full: bool = False) -> PyTree:
-        found = self._map(lambda unit, value: unit.coordinates(value, full), x)
+    def coordinates(self, x: Event, full: bool = False, weights: Array | None = None) -> PyTree:
+        found = self._map(lambda unit, value: unit.coordinates(value, full, weights), x)
         return {name: blocks for name, blocks in found.items() if blocks}
 
     def check_spread(self, name: str, x: Event) -> None:
@@ -197,6 +198,7 @@ class Joint(Unit):
         self._check_names(name, x)
         for block, unit in self.items:
             unit.check(f"{name}[{block!r}]", x[block])
+        _checks.leading_axis(name, _border.tree(name, x))
 
     def check_mask(self, name: str, mask: PyTree) -> None:
         self._check_names(name, mask)
@@ -205,7 +207,7 @@ class Joint(Unit):
 
     def _check_names(self, name: str, x: Event) -> None:
         if not isinstance(x, dict) or x.keys() != self.blocks.keys():
-            found = sorted(x) if isinstance(x, dict) else type(x).__name__
+            found = sorted(x) if isinstance(x, dict) else _foreign.kind(x)
             raise ValueError(f"{name}: expected a dict of {sorted(self.blocks)}, got {found}")
 
     def _all(self, coordinates: PyTree) -> dict[str, PyTree]:
