@@ -147,6 +147,7 @@ class Product(Expert):
     def check_params(self, params: Params) -> None:
         """Raise ValueError unless `params` has this model's structure, shapes and finite values."""
         expected = jax.eval_shape(self.init, jax.random.key(0))
+        _checks.floating_params("params", params)
         _checks.same_structure("params", params, expected, optional=("beta", "present"))
         _checks.finite("params", self._heard(params))
 

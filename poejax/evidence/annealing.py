@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks, chains, propriety
+from poejax import _border, _checks, chains, propriety
 from poejax.evidence.base import Base
 from poejax.kernels import block_gibbs
 from poejax.product import Product, product
@@ -151,7 +151,8 @@ def reverse_ais(
 
     Source: Burda, Grosse & Salakhutdinov (2015); Grosse, Ancha & Roy (2016).
     """
-    model.visible.check("x", x)
+    _checks.model("model", model)
+    x = _border.events("x", model.visible, x)
     num_chains = _checks.leading_axis("x", x)
     state = ais_init(rng_key, model, params, base, betas, num_chains, x, kernel)
     num_steps = jnp.shape(betas)[0] - 1
@@ -172,6 +173,12 @@ def ais_init(
     _checks.rng_key("rng_key", rng_key)
     if _checks.positive_int("num_chains", num_chains) < 2:
         raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
+    _checks.model("model", model)
+    if not isinstance(base, Base):
+        raise TypeError(
+            "base: expected a base such as evidence.base_rate(model, data), got "
+            f"{_checks.describe(base)}"
+        )
     if base.model.visible != model.visible:
         raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
     model.check_params(params)
@@ -180,7 +187,7 @@ def ais_init(
     _check_betas(betas)
     _checks.kernel_factory("kernel", kernel)
     if reverse_from is not None:
-        model.visible.check("reverse_from", reverse_from)
+        reverse_from = _border.events("reverse_from", model.visible, reverse_from)
         _checks.one_row_per_chain("reverse_from", reverse_from, num_chains)
     return _ais_init(rng_key, model, params, base, num_chains, reverse_from, kernel or block_gibbs)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks
+from poejax import _border, _checks
 from poejax._strength import PARALLEL
 from poejax.exact import square_student_t
 from poejax.experts import Bias, StudentT
@@ -69,7 +69,8 @@ def base_rate(model: Product, data: Event, smoothing: float = 0.05) -> Base:
 
     Source: Salakhutdinov & Murray (2008), section 4, with symmetric smoothing.
     """
-    model.visible.check("data", data)
+    _checks.model("model", model)
+    data = _border.events("data", model.visible, data)
     if not 0 < smoothing < 1:
         raise ValueError(f"smoothing: expected a number in (0, 1), got {smoothing}")
     return _fitted(model, data, smoothing)
@@ -93,7 +94,8 @@ def gaussian_base(model: Product, data: Event, scale: float = 1.0) -> Base:
       ValueError: if the visible units are not real, or `data` is no batch of their events or has
         no variance in some direction.
     """
-    require_real(model.visible).check("data", data)
+    _checks.model("model", model)
+    data = _border.events("data", require_real(model.visible), data)
     if not 0 < scale < math.inf:
         raise ValueError(f"scale: expected a positive number, got {scale}")
     if isinstance(model.visible, Gaussian):
@@ -131,6 +133,7 @@ def student_t_base(model: Product, params: Params, closeness: float = 0.5) -> Ba
     """
     if not 0 < closeness <= 1:
         raise ValueError(f"closeness: expected a number in (0, 1], got {closeness}")
+    _checks.model("model", model)
     model.check_params(params)
     if not _checks.is_concrete(params):
         raise ValueError("params: expected concrete values to choose directions by, got traced")

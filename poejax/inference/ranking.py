@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from poejax import _border, _checks
 from poejax.product import Product
 from poejax.types import Array, Event, Params
 
@@ -53,7 +54,8 @@ def rank(model: Product, params: Params, x: Event) -> Ranking:
     Raises:
       ValueError: if `x` is empty or holds no events of the visible units.
     """
-    model.visible.check("x", x)
+    _checks.model("model", model)
+    x = _border.events("x", model.visible, x)
     model.check_params(params)
     return _rank(model, params, x)
 
