@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _border, _foreign
+from poejax.types import Weighted
 
 
 def is_concrete(*trees: Any) -> bool:
@@ -80,6 +81,25 @@ def one_row_per_chain(name: str, tree: Any, num_chains: int) -> None:
     """Require a leading axis of length `num_chains`."""
     if (found := leading_axis(name, tree)) != num_chains:
         raise ValueError(f"{name}: expected {num_chains} rows, one per chain, got {found}")
+
+
+def split_weights(name: str, data: Any) -> tuple[Any, Any]:
+    """Return rows and weights [N], None unless `data` are Weighted; weights are checked."""
+    if not isinstance(data, Weighted):
+        return data, None
+    num_rows = leading_axis(f"{name}.x", data.x)
+    if jnp.shape(data.weights) != (num_rows,):
+        found = jnp.shape(data.weights)
+        raise ValueError(f"{name}.weights: expected shape {(num_rows,)}, got {found}")
+    if is_concrete(data.weights):
+        host = np.asarray(data.weights)
+        bad = ~np.isfinite(host) | (host < 0)
+        if bad.any() or not host.any():
+            found = f"{host[bad.argmax()]} in row {bad.argmax()}" if bad.any() else "zeros"
+            raise ValueError(
+                f"{name}.weights: expected finite numbers >= 0, not all zero, got {found}"
+            )
+    return data.x, data.weights
 
 
 def finite(name: str, tree: Any) -> None:

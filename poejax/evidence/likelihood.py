@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from poejax import _border, _checks
 from poejax.evidence.annealing import LogZ
-from poejax.product import Product
+from poejax.product import Product, log_densities
 from poejax.types import Array, Event, Params
 
 
@@ -50,7 +48,7 @@ def log_likelihood(
     x = _border.events("x", model.visible, x)
     model.check_params(params)
     _check_log_z(log_z)
-    density = _log_densities(model, params, x)
+    density = log_densities(model, params, x)
     mean = jnp.mean(density)
     if not isinstance(log_z, LogZ):
         value = mean - log_z
@@ -75,8 +73,3 @@ def _check_log_z(log_z: Any) -> None:
         )
     if _checks.is_concrete(log_z) and not np.isfinite(log_z):
         raise ValueError(f"log_z: expected a finite value, got {log_z}")
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _log_densities(model: Product, params: Params, x: Event) -> Array:
-    return jax.vmap(model.log_density, in_axes=(None, 0))(params, x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from poejax import _border, _checks, chains, propriety
 from poejax.experts import Bias
 from poejax.inference.noise import Noise
 from poejax.kernels import BlockGibbs, block_gibbs
-from poejax.product import Product, product
+from poejax.product import Product, product, split_coordinates
 from poejax.types import Array, Event, Kernel, Params, PyTree
 from poejax.units.base import at_least_float32
 
@@ -193,14 +193,14 @@ def check_observed(model: Product, name: str, x: Event, observed: PyTree) -> Non
         # With what the site holds in another row: of real units too it is a likely value.
         values, seen = np.asarray(x), np.asarray(mask)
         first = values[seen.argmax(axis=0), np.arange(seen.shape[1])]
-        missing = np.where(_expand(seen.any(axis=0), first), first, np.asarray(blank))
+        missing = np.where(_expand(np.any(seen, axis=0), first), first, np.asarray(blank))
         return np.where(_expand(seen, values), values, missing.astype(values.dtype))
 
     blank = model.visible.random_event(jax.random.key(0))
     model.visible.check(name, jax.tree.map(complete, x, observed, blank))
 
 
-def _expand(mask: np.ndarray, x: np.ndarray) -> np.ndarray:
+def _expand(mask: Any, x: np.ndarray) -> np.ndarray:
     return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
@@ -254,7 +254,7 @@ def _inpaint(
         keys = chains.chain_keys(jax.random.fold_in(key, 0), num_chains)
 
         def start(key: Array) -> PyTree:
-            at_random = model.init_visible(jax.random.fold_in(key, 1))
+            at_random = model.init_visible(jax.random.fold_in(key, 1), params)
             return kernel.init(key, params, model.visible.select(mask, x, at_random), mask)
 
         return _average(key, kernel, model, params, jax.vmap(start)(keys), num_steps, burn_in)
@@ -265,7 +265,10 @@ def _inpaint(
 def _with_noise(model: Product, params: Params, noise: Noise, y: Event) -> tuple[Product, Params]:
     """Return prior times noise, p(x) p(y | x) as a function of x, and its parameters."""
     posterior = product(model.visible, prior=model, noise=Bias(model.visible))
-    return posterior, {"prior": params, "noise": {"field": noise.field(model.visible, y)}}
+    prior, coordinates = split_coordinates(params)
+    field = model.visible.move_field(noise.field(model.visible, y), coordinates)
+    given = {"prior": prior, "noise": {"field": field}}
+    return posterior, given | ({"coordinates": coordinates} if coordinates else {})
 
 
 def _average(
@@ -282,10 +285,7 @@ def _average(
     def conditional_mean(state: PyTree, info: PyTree) -> Event:
         if not isinstance(kernel, BlockGibbs):
             return state.x
-        field = model.visible_field(params, info.z)
-        if state.clamp is None:
-            return model.visible.mean(field)
-        return model.visible.mean_clamped(field, state.x, state.clamp)
+        return model.visible_mean(params, info.z, state.x, state.clamp)
 
     def take(states: PyTree, index: Array) -> tuple[PyTree, Event]:
         key = jax.random.fold_in(rng_key, 1 + index)

@@ -15,6 +15,7 @@ from poejax.units.base import (
     as_float,
     at_least_float32,
     check_batch,
+    mean_of_rows,
     require_values,
 )
 
@@ -69,8 +70,8 @@ class Bernoulli(BinaryUnit):
     def sample(self, rng_key: Array, field: Field) -> Event:
         return jax.random.bernoulli(rng_key, self.mean(at_least_float32(field))).astype(field.dtype)
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
-        p = (1 - smoothing) * jnp.mean(as_float(x), axis=0) + smoothing / 2
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
+        p = (1 - smoothing) * mean_of_rows(x, weights) + smoothing / 2
         return jnp.log(p) - jnp.log1p(-p)
 
     def check(self, name: str, x: Event) -> None:
@@ -95,8 +96,8 @@ class Spin(BinaryUnit):
         up = jax.random.bernoulli(rng_key, jax.nn.sigmoid(2 * at_least_float32(field)))
         return jnp.where(up, 1, -1).astype(field.dtype)
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
-        return jnp.arctanh((1 - smoothing) * jnp.mean(as_float(x), axis=0))
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
+        return jnp.arctanh((1 - smoothing) * mean_of_rows(x, weights))
 
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
@@ -176,8 +177,8 @@ class Categorical(Unit):
         choice = jax.random.categorical(rng_key, at_least_float32(field), axis=-1)
         return jax.nn.one_hot(choice, self.num_classes, dtype=field.dtype)
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
-        mean = jnp.mean(as_float(x), axis=0)
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
+        mean = mean_of_rows(x, weights)
         return jnp.log((1 - smoothing) * mean + smoothing / self.num_classes)
 
     def check(self, name: str, x: Event) -> None:
