@@ -11,12 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from poejax import _checks, propriety
+from poejax import _border, _checks, _optimizers, propriety
+from poejax.estimators.missing import Incomplete
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Params, PyTree
+from poejax.units import Joint, Unit
+from poejax.units.gaussian import QuadraticUnit
 
 Preprocess = Callable[[Array, PyTree], Event]
-"""`(rng_key, rows) -> events`: how stored rows become events, e.g. `datasets.stochastic`."""
+"""`(rng_key, rows) -> events`: how stored rows become events, e.g. `datasets.stochastic`.
+
+One that has an attribute `check(name, rows)` has that called with the data, all rows of it, before
+anything compiles: to refuse what it would turn into events without a word, as intensities that are
+not scaled. Of others the events are checked: all of them once, and then whether they are finite.
+"""
 
 
 class TrainState(NamedTuple):
@@ -59,8 +67,11 @@ def init(
       rng_key: one typed key; the run is a function of it.
       model: the product to train.
       estimator: where its gradients come from.
-      tx: any optax optimizer; gradients are of a loss to minimise.
-      data: events, or rows that `preprocess` turns into events.
+      tx: any optax optimizer; gradients are of a loss to minimise. One that needs the loss itself
+        (`value`, `grad`, `value_fn`: reduce_on_plateau, polyak_sgd, lbfgs) gets it from estimators
+        whose info is a LossInfo.
+      data: events, or rows that `preprocess` turns into events; arrays of JAX or NumPy, or whatever
+        has numbers to be read, as tables and tensors have.
       params: initial parameters; drawn by `model.init` when None.
       preprocess: applied to `data` once, for the estimator's start.
       average: whether to keep a moving average of the parameters.
@@ -69,24 +80,34 @@ def init(
       TrainState at step 0.
 
     Raises:
-      ValueError: if the data are empty, or no events of the model's visible units, or if the
-        parameters are known to give no normalisable model.
+      ValueError: if the data are empty, no events of the model's visible units, or constant in a
+        column of real units, whose precision would grow for ever; or if the parameters are known to
+        give no normalisable model.
+      TypeError: if an argument is of another kind, or `tx` needs what the estimator does not have.
     """
     _checks.rng_key("rng_key", rng_key)
+    _checks.model("model", model)
+    _check_rule(estimator, tx, preprocess)
+    data = _border.tree("data", data)
     _checks.leading_axis("data", data)
     run_key, params_key, data_key, estimator_key = jax.random.split(rng_key, 4)
-    x = data if preprocess is None else preprocess(data_key, data)
     if (trained := getattr(estimator, "model", model)) != model:
         raise ValueError(f"estimator: expected one of {model}, got one of {trained}")
-    _check_data(estimator, model, "data" if preprocess is None else "preprocess(data)", x)
+    _check_rows(preprocess, data)
+    x = data if preprocess is None else preprocess(data_key, data)
+    name = "data" if preprocess is None else "preprocess(data)"
+    _check_events(estimator, model, preprocess, data, lambda: x)
+    _require_spread(name, model.visible, x)
     if params is None:
         params = model.init(params_key)
     else:
+        params = _border.tree("params", params)
+        _checks.floating_params("params", params)
         model.check_params(params)
         _refuse_settings(model, params)
         params = jax.tree.map(jnp.asarray, params)
     propriety.require_proper(model, params)
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=tx.init(params),
@@ -94,6 +115,13 @@ def init(
         average=params if average else None,
         rng_key=run_key,
     )
+    _optimizers.check_needs(
+        tx,
+        params,
+        state.opt_state,
+        lambda: _update(estimator, tx, state, run_key, x, jnp.zeros(())),
+    )
+    return state
 
 
 def train_steps(
@@ -129,19 +157,30 @@ def train_steps(
       `(state, metrics)`.
 
     Raises:
-      ValueError: if `data` is empty or smaller than a batch.
+      ValueError: if `data` is empty or smaller than a batch, or any row is no event of the
+        visible units; what is an array of JAX is looked at once, others in every call.
+      TypeError: if an argument is of another kind.
       FloatingPointError: if a gradient or parameter is not finite; names leaf and step. The state
         passed in is untouched, so the caller still holds the last good one.
     """
+    _check_rule(estimator, tx, preprocess)
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"state: expected a TrainState of training.init, got {_checks.describe(state)}"
+        )
+    data = _border.tree("data", data)
     num_rows = _checks.leading_axis("data", data)
     _checks.positive_int("num_steps", num_steps)
     if _checks.positive_int("batch_size", batch_size) > num_rows:
         raise ValueError(f"batch_size: expected at most {num_rows} rows of data, got {batch_size}")
     _checks.fraction("average_decay", average_decay)
-    if preprocess is None and hasattr(estimator, "model"):
-        # One batch tells raw intensities or NaN from events, at no cost to speak of.
-        first = jax.tree.map(lambda leaf: leaf[:batch_size], data)
-        _check_data(estimator, estimator.model, "data", first)
+    _check_rows(preprocess, data)
+    if hasattr(estimator, "model"):
+        model, key = estimator.model, state.rng_key
+        if preprocess is None:
+            _check_events(estimator, model, None, data, lambda: data)
+        elif _is_unchecked(estimator, preprocess) and _is_on_device(data):
+            _check_events(estimator, model, preprocess, data, lambda: preprocess(key, data))
     new_state, metrics, finite = _train_steps(
         estimator, tx, state, data, batch_size, num_steps, preprocess, average_decay
     )
@@ -173,6 +212,7 @@ def _train_steps(
     preprocess: Preprocess | None,
     average_decay: Array,
 ) -> tuple[TrainState, Metrics, Array]:
+    _optimizers.check_state(tx, state.params, state.opt_state)
     num_rows = jax.tree.leaves(data)[0].shape[0]
     steps_per_epoch = num_rows // batch_size
     order_key, step_key = jax.random.split(state.rng_key)
@@ -191,6 +231,8 @@ def _train_steps(
         if preprocess is not None:
             batch = preprocess(preprocess_key, batch)
         state, metrics, finite = _update(estimator, tx, state, grad_key, batch, average_decay)
+        if _is_unchecked(estimator, preprocess):
+            finite = jnp.concatenate([_are_finite(batch).all()[None], finite])
         return (state, order), (metrics, finite)
 
     start = (state, epoch_order(state.step))
@@ -211,7 +253,11 @@ def _update(
     )
     # Data in a wider dtype must not change the dtype of the optimizer's state.
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+
+    def loss(params: Params) -> Array:
+        return estimator.grad(rng_key, params, state.estimator_state, batch)[2].loss
+
+    updates, opt_state = _optimizers.update(tx, grads, state.opt_state, state.params, info, loss)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
     average = state.average
@@ -221,7 +267,7 @@ def _update(
         average = jax.tree.map(
             lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype), average, params
         )
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((grads, params))])
+    finite = _are_finite((grads, params))
     state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key)
     return state, Metrics(info, optax.tree.norm(grads)), finite
 
@@ -236,22 +282,79 @@ def _refuse_settings(model: Product, params: Params) -> None:
         )
 
 
-def _check_data(estimator: Estimator, model: Product, name: str, x: PyTree) -> None:
+def _check_rule(estimator: Any, tx: Any, preprocess: Any) -> None:
+    _checks.estimator("estimator", estimator)
+    _optimizers.check(tx)
+    if preprocess is not None and not callable(preprocess):
+        raise TypeError(
+            "preprocess: expected a function (rng_key, rows) -> events, got "
+            f"{_checks.describe(preprocess)}"
+        )
+
+
+def _check_rows(preprocess: Preprocess | None, data: PyTree) -> None:
+    """Let `preprocess` look at all rows, if it has a check of them."""
+    if (check := getattr(preprocess, "check", None)) is not None:
+        _border.once(data, preprocess, lambda: check("data", data))
+
+
+def _check_events(
+    estimator: Estimator,
+    model: Product,
+    preprocess: Preprocess | None,
+    data: PyTree,
+    events: Callable[[], PyTree],
+) -> None:
+    """Raise unless all rows of `data` are, or become, what the estimator takes."""
     # Estimators whose data are more than events check them themselves.
     check = getattr(estimator, "check_data", model.visible.check)
-    check(name, x)
+    whose = estimator if hasattr(estimator, "check_data") else model.visible
+    name = "data" if preprocess is None else "preprocess(data)"
+    _border.once(data, (whose, preprocess), lambda: check(name, events()))
+
+
+def _is_unchecked(estimator: Estimator, preprocess: Preprocess | None) -> bool:
+    """Whether nobody has looked at the rows that become complete events."""
+    is_checked = preprocess is None or hasattr(preprocess, "check")
+    return not is_checked and not hasattr(estimator, "check_data")
+
+
+def _are_finite(tree: PyTree) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
+
+
+def _is_on_device(data: PyTree) -> bool:
+    return all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(data))
+
+
+def _require_spread(name: str, visible: Unit, x: PyTree) -> None:
+    """Raise if a column of real units is constant where it was seen."""
+    observed = None
+    if isinstance(x, Incomplete):
+        name, x, observed = f"{name}.x", x.x, x.observed
+    if isinstance(visible, Joint):
+        for block, unit in visible.items:
+            part = x[block] if observed is None else Incomplete(x[block], observed[block])
+            _require_spread(f"{name}[{block!r}]", unit, part)
+    elif isinstance(visible, QuadraticUnit):
+        _border.require_spread(name, x if observed is None else jnp.where(observed, x, jnp.nan))
 
 
 def _require_finite(state: TrainState, finite: np.ndarray) -> None:
     if finite.all():
         return
-    step, leaf = np.argwhere(~finite)[0]
+    step, leaf = np.argwhere(~finite)[0].tolist()
     paths = jax.tree_util.tree_leaves_with_path({"gradient": state.params})
     paths += jax.tree_util.tree_leaves_with_path({"parameter": state.params})
-    kind, *rest = paths[leaf][0]
+    number = int(state.step) + step + 1
+    # Events come first, where they are watched: the rest follows from them.
+    num_watched = finite.shape[1] - len(paths)
+    if leaf < num_watched:
+        raise ValueError(f"preprocess(data): expected finite events, got others at step {number}")
+    kind, *rest = paths[leaf - num_watched][0]
     name = f"{kind.key} params{_checks.leaf_name(rest)}"
     raise FloatingPointError(
-        f"{name} is not finite at step {int(state.step) + int(step) + 1}; the state passed in "
+        f"{name} is not finite at step {number}; the state passed in "
         f"(step {int(state.step)}) is the last good one. Try a smaller learning rate or gradient "
         "clipping."
     )

@@ -155,8 +155,8 @@ def reverse_ais(
 
     Source: Burda, Grosse & Salakhutdinov (2015); Grosse, Ancha & Roy (2016).
     """
-    x = _border.tree("x", x)
-    model.visible.check("x", x)
+    _checks.model("model", model)
+    x = _border.events("x", model.visible, x)
     num_chains = _checks.leading_axis("x", x)
     state = ais_init(rng_key, model, params, base, betas, num_chains, x, kernel)
     num_steps = jnp.shape(betas)[0] - 1
@@ -177,6 +177,12 @@ def ais_init(
     _checks.rng_key("rng_key", rng_key)
     if _checks.positive_int("num_chains", num_chains) < 2:
         raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
+    _checks.model("model", model)
+    if not isinstance(base, Base):
+        raise TypeError(
+            "base: expected a base such as evidence.base_rate(model, data), got "
+            f"{_checks.describe(base)}"
+        )
     if base.model.visible != model.visible:
         raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
     model.check_params(params)
@@ -186,7 +192,7 @@ def ais_init(
     check_betas(betas)
     _checks.kernel_factory("kernel", kernel)
     if reverse_from is not None:
-        model.visible.check("reverse_from", reverse_from)
+        reverse_from = _border.events("reverse_from", model.visible, reverse_from)
         _checks.one_row_per_chain("reverse_from", reverse_from, num_chains)
     params, coordinates = split_coordinates(params)
     base = base.within(coordinates)
