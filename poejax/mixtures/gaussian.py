@@ -11,7 +11,6 @@ from poejax.mixtures import em
 from poejax.types import Array
 
 _HALF_LOG_2PI = 0.9189385332046727
-_FAR = 2.0**40  # standard deviations beyond which squares are taken apart
 
 
 class MixtureParams(NamedTuple):
@@ -43,26 +42,28 @@ class MixtureParams(NamedTuple):
         there it is that of the nearest, and the rest comes from differences of distances.
         """
         scales, roots = _roots(self.covariances, self.covariances.ndim == 3)
+        limits = jnp.finfo(jnp.result_type(self.means))
+        # Powers of two: squares neither of distances / unit nor, below the limit, of distances
+        # overflow or vanish.
+        unit, limit = 2.0 ** int(0.55 * limits.maxexp), 2.0 ** int(0.3 * limits.maxexp)
+        largest = float(limits.max)
 
-        def one(component: tuple[Array, Array, Array | None]) -> tuple[Array, Array, Array, Array]:
+        def one(component: tuple[Array, Array, Array | None]) -> tuple[Array, Array, Array]:
             mean, scale, root = component
-            largest = float(jnp.finfo(mean.dtype).max)
-            whitened = jnp.clip((x - mean) / scale, -largest, largest)
-            reach = jax.lax.stop_gradient(jnp.max(jnp.abs(whitened)))
-            is_far = reach > _FAR
-            unit = jnp.where(is_far, reach, 1)
-            whitened = whitened / unit
+            whitened = jnp.clip((x - mean) / scale, -largest, largest) / unit
             log_scales = jnp.log(jnp.broadcast_to(scale, mean.shape))
             if root is not None:
                 whitened = jax.scipy.linalg.solve_triangular(root, whitened, lower=True)
+                whitened = jnp.clip(whitened, -largest / unit, largest / unit)
                 log_scales = log_scales + jnp.log(jnp.diag(root))
-            square = jnp.sum(whitened**2)
-            distance = jnp.minimum(unit * jnp.sqrt(jnp.where(is_far, square, 1)), largest)
             log_norm = -jnp.sum(log_scales + _HALF_LOG_2PI)
-            return log_norm, jnp.where(is_far, 0, square), is_far, distance
+            return log_norm, jnp.sum((whitened * unit) ** 2), jnp.sum(whitened**2)
 
         # One component after the other: a batch of events then needs N x D, not N x K x D, memory.
-        log_norms, squares, is_far, distances = jax.lax.map(one, (self.means, scales, roots))
+        log_norms, squares, far_squares = jax.lax.map(one, (self.means, scales, roots))
+        is_far = far_squares > (limit / unit) ** 2
+        distances = unit * jnp.sqrt(jnp.where(is_far, far_squares, 1))
+        distances = jnp.minimum(distances, largest)
         near = log_norms - 0.5 * jnp.where(is_far, distances * distances, squares)
         # The result does not depend on the reference, so it carries no gradient.
         least = jax.lax.stop_gradient(distances.min())
