@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from poejax import _border, _foreign
+from poejax.types import Weighted
+
 
 def is_concrete(*trees: Any) -> bool:
     """Whether every leaf holds values that the host can look at (no tracer, no abstract shape)."""
-    return not any(
-        isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)) for leaf in jax.tree.leaves(trees)
-    )
+    return not any(_border.is_abstract(leaf) for leaf in jax.tree.leaves(trees))
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -63,6 +64,8 @@ def leading_axis(name: str, tree: Any) -> int:
     """Return the common, non-zero length of the leading axis of all leaves."""
     if isinstance(tree, list):
         raise TypeError(f"{name}: expected an array, got a list; use numpy.asarray")
+    if tree is None or isinstance(tree, str):
+        raise TypeError(f"{name}: expected an array, got {_foreign.kind(tree)}")
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     lengths = {s[0] if s else None for s in shapes}
     if len(lengths) != 1 or None in lengths:
@@ -80,13 +83,40 @@ def one_row_per_chain(name: str, tree: Any, num_chains: int) -> None:
         raise ValueError(f"{name}: expected {num_chains} rows, one per chain, got {found}")
 
 
+def split_weights(name: str, data: Any) -> tuple[Any, Any]:
+    """Return rows and weights [N], None unless `data` are Weighted; weights are checked."""
+    if not isinstance(data, Weighted):
+        return data, None
+    num_rows = leading_axis(f"{name}.x", data.x)
+    if jnp.shape(data.weights) != (num_rows,):
+        found = jnp.shape(data.weights)
+        raise ValueError(f"{name}.weights: expected shape {(num_rows,)}, got {found}")
+    if is_concrete(data.weights):
+        host = np.asarray(data.weights)
+        bad = ~np.isfinite(host) | (host < 0)
+        if bad.any() or not host.any():
+            found = f"{host[bad.argmax()]} in row {bad.argmax()}" if bad.any() else "zeros"
+            raise ValueError(
+                f"{name}.weights: expected finite numbers >= 0, not all zero, got {found}"
+            )
+    return data.x, data.weights
+
+
 def finite(name: str, tree: Any) -> None:
-    """Require finite values in every leaf that the host can look at; name the first that is not."""
+    """Require finite values in every leaf that the host can look at; quote the first that is not.
+
+    Of batches of events `_border.finite` also says in which row it stands.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        # NumPy, since under an outer trace a jnp operation on a constant gives a tracer.
-        checkable = is_concrete(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-        if checkable and not np.isfinite(np.asarray(leaf)).all():
-            raise ValueError(f"{name}{leaf_name(path)}: expected finite values, got NaN or inf")
+        if not is_concrete(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            continue
+        leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        if (place := _border.first_failure(leaf, _border.is_finite)) is not None:
+            where = f" at {list(place)}" if place else ""
+            raise ValueError(
+                f"{name}{leaf_name(path)}: expected finite values, got "
+                f"{_border.entry(leaf, place)}{where}"
+            )
 
 
 def same_structure(name: str, tree: Any, expected: Any, optional: tuple[str, ...]) -> None:

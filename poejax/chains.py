@@ -118,7 +118,7 @@ def init(
     if x is None:
         if clamp is not None:
             raise ValueError("clamp: expected together with x, the values to hold, got x=None")
-        x = jax.vmap(kernel.model.init_visible)(keys)
+        x = jax.vmap(lambda key: kernel.model.init_visible(key, params))(keys)
     else:
         visible.check("x", x)
         _checks.one_row_per_chain("x", x, num_chains)

@@ -21,6 +21,19 @@ Latent: TypeAlias = Any
 """One value of an expert's latent variables; `()` for an expert that has none."""
 
 
+class Weighted(NamedTuple):
+    """Rows with a weight each, in place of rows wherever data are learned from.
+
+    Equal to repeating each row as often as its weight says; only ratios of weights matter.
+
+    x: batch of rows [N, ...].
+    weights: non-negative, not all zero, [N].
+    """
+
+    x: Any
+    weights: Array
+
+
 class ChainState(NamedTuple):
     """What the next step needs: the visible event, and the mask of sites it must not move.
 

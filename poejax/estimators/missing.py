@@ -65,7 +65,7 @@ class Imputed:
         visible = self.model.visible
 
         def start(key: Array, x: Event, observed: PyTree) -> Any:
-            x = visible.select(observed, x, self.model.init_visible(key))
+            x = visible.select(observed, x, self.model.init_visible(key, params))
             return self.kernel.init(key, params, x, observed)
 
         keys = chains.chain_keys(start_key, _checks.leading_axis("data", data))

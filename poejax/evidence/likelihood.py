@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from poejax.evidence.annealing import LogZ
-from poejax.product import Product
+from poejax.product import Product, log_densities
 from poejax.types import Array, Event, Params
 
 
@@ -46,7 +44,7 @@ def log_likelihood(
     """
     model.visible.check("x", x)
     model.check_params(params)
-    density = _log_densities(model, params, x)
+    density = log_densities(model, params, x)
     mean = jnp.mean(density)
     if not isinstance(log_z, LogZ):
         value = mean - log_z
@@ -58,8 +56,3 @@ def log_likelihood(
         log_z.ess,
         density - log_z.log_z,
     )
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _log_densities(model: Product, params: Params, x: Event) -> Array:
-    return jax.vmap(model.log_density, in_axes=(None, 0))(params, x)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax.exact.enumeration import log_sum_exp
-from poejax.product import Product
+from poejax.product import Product, split_coordinates
 from poejax.types import Array, Params
 from poejax.units.gaussian import QuadraticUnit
 
@@ -87,7 +87,7 @@ def quadrature(model: Product, params: Params) -> Quadrature:
             f"quadrature: expected at most {MAX_DIMS} real visible units, got {model.visible}"
         )
     model.check_params(params)
-    return integrate(model, params)
+    return integrate(model, split_coordinates(params)[0])
 
 
 def log_z(model: Product, params: Params) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from poejax import _checks
 from poejax.exact import coordinatewise, cubature, enumeration, latent, square_student_t
-from poejax.product import Product
+from poejax.product import Product, split_coordinates
 from poejax.propriety import require_proper
 from poejax.types import Array, Event, Params
 
@@ -131,7 +131,8 @@ def sample(rng_key: Array, model: Product, params: Params) -> Event:
         )
     model.check_params(params)
     require_proper(model, params)
-    x = _sample(rng_key, model, params, name)
+    rest, _ = split_coordinates(params)
+    x = model.restore(params, _sample(rng_key, model, rest, name))
     if _checks.is_concrete(x) and not all(bool(jnp.all(v == v)) for v in jax.tree.leaves(x)):
         raise ValueError(f"sample ({name}): expected a normalisable model, got a NaN draw")
     return x
@@ -141,6 +142,7 @@ def _log_z(model: Product, params: Params, max_states: int) -> Array:
     name = _method("log_z", model, max_states)
     model.check_params(params)
     require_proper(model, params)
+    params, _ = split_coordinates(params)  # Z is the same number in all coordinates
     value = _evaluate(model, params, name)
     if not _checks.is_concrete(value) or bool(jnp.isfinite(value)):
         return value

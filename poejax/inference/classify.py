@@ -37,7 +37,7 @@ def class_log_probs(model: Product, params: Params, x: Event, label: str = "labe
     if not isinstance(x, dict):
         raise ValueError(f"x: expected a dict of blocks, got {type(x).__name__}")
     classes = jax.nn.one_hot(jnp.arange(unit.num_classes), unit.num_classes)[:, None]
-    blank = x | {label: jnp.zeros((1, unit.num_classes))}
+    params, blank = model.standardize(params, x | {label: jnp.zeros((1, unit.num_classes))})
     zero = jax.tree.map(jnp.zeros_like, blank)
 
     def score(expert: Expert, params: Params) -> Array:

@@ -14,7 +14,7 @@ from poejax import _checks, chains, propriety
 from poejax.experts import Bias
 from poejax.inference.noise import Noise
 from poejax.kernels import BlockGibbs, block_gibbs
-from poejax.product import Product, product
+from poejax.product import Product, product, split_coordinates
 from poejax.types import Array, Event, Kernel, Params, PyTree
 from poejax.units.base import at_least_float32
 
@@ -226,7 +226,7 @@ def _inpaint(
         keys = chains.chain_keys(jax.random.fold_in(key, 0), num_chains)
 
         def start(key: Array) -> PyTree:
-            at_random = model.init_visible(jax.random.fold_in(key, 1))
+            at_random = model.init_visible(jax.random.fold_in(key, 1), params)
             return kernel.init(key, params, model.visible.select(mask, x, at_random), mask)
 
         return _average(key, kernel, model, params, jax.vmap(start)(keys), num_steps, burn_in)
@@ -237,7 +237,10 @@ def _inpaint(
 def _with_noise(model: Product, params: Params, noise: Noise, y: Event) -> tuple[Product, Params]:
     """Return prior times noise, p(x) p(y | x) as a function of x, and its parameters."""
     posterior = product(model.visible, prior=model, noise=Bias(model.visible))
-    return posterior, {"prior": params, "noise": {"field": noise.field(model.visible, y)}}
+    prior, coordinates = split_coordinates(params)
+    field = model.visible.move_field(noise.field(model.visible, y), coordinates)
+    given = {"prior": prior, "noise": {"field": field}}
+    return posterior, given | ({"coordinates": coordinates} if coordinates else {})
 
 
 def _average(
@@ -254,10 +257,7 @@ def _average(
     def conditional_mean(state: PyTree, info: PyTree) -> Event:
         if not isinstance(kernel, BlockGibbs):
             return state.x
-        field = model.visible_field(params, info.z)
-        if state.clamp is None:
-            return model.visible.mean(field)
-        return model.visible.mean_clamped(field, state.x, state.clamp)
+        return model.visible_mean(params, info.z, state.x, state.clamp)
 
     def take(states: PyTree, index: Array) -> tuple[PyTree, Event]:
         key = jax.random.fold_in(rng_key, 1 + index)

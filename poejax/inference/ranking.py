@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from poejax.product import Product
+from poejax.product import Product, log_densities
 from poejax.types import Array, Event, Params
 
 
@@ -55,10 +53,5 @@ def rank(model: Product, params: Params, x: Event) -> Ranking:
     """
     model.visible.check("x", x)
     model.check_params(params)
-    return _rank(model, params, x)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _rank(model: Product, params: Params, x: Event) -> Ranking:
-    log_density = jax.vmap(model.log_density, in_axes=(None, 0))(params, x)
+    log_density = log_densities(model, params, x)
     return Ranking(jnp.argsort(-log_density, stable=True), log_density)

@@ -38,11 +38,7 @@ class BlockGibbs:
         """Draw the latents, then the visible sites that are not clamped."""
         latent_key, visible_key = jax.random.split(rng_key)
         z = self.model.sample_latent(latent_key, params, state.x)
-        visible, field = self.model.visible, self.model.visible_field(params, z)
-        if state.clamp is None:
-            x = visible.sample(visible_key, field)
-        else:
-            x = visible.sample_clamped(visible_key, field, state.x, state.clamp)
+        x = self.model.sample_visible(visible_key, params, z, state.x, state.clamp)
         # A chain keeps the dtype it started in, whatever the precision of the parameters.
         x = jax.tree.map(lambda new, old: new.astype(old.dtype), x, state.x)
         return ChainState(x, state.clamp), GibbsInfo(z)
