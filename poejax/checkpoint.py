@@ -255,8 +255,8 @@ def _read(folder: Path, abstract: PyTree) -> PyTree:
 def _require_one_process() -> None:
     if (count := jax.process_count()) > 1:
         raise RuntimeError(
-            f"checkpoint: expected a session of one JAX process, got {count}, for which orbax would "
-            "wait without end; bring arrays to one of them, e.g. by "
+            f"checkpoint: expected a session of one JAX process, got {count}, and orbax would wait "
+            "for all of them; bring arrays to one of them, e.g. by "
             "jax.experimental.multihost_utils.process_allgather, and keep them there with NumPy"
         )
 

@@ -195,7 +195,7 @@ def test_any_flipped_bit_of_a_description_is_found(tmp_path: Path) -> None:
     # As does an end that is missing, and a line that was put in.
     for broken in (content[:-1], content + b" ", content.replace(b"0.125", b"0.25")):
         file.write_bytes(broken)
-        with pytest.raises(ckpt.CheckpointError, match="step 1 in .* is damaged"):
+        with pytest.raises(ckpt.CheckpointError, match=r"step 1 in .* is damaged"):
             ckpt.restore(tmp_path / "run", small_state(0))
         assert ckpt.best_step(tmp_path / "run") is None
     file.write_bytes(content)
