@@ -89,9 +89,8 @@ def fit_greedy(
             continue
         model = models.rbm(x.shape[1], size)
         estimator = make_estimator(model)
-        params = model.init(jax.random.fold_in(rng_key, 2 * number))
-        mean = jnp.clip(jnp.mean(x, axis=0), 0.01, 0.99)
-        params["bias"]["field"] = jnp.log(mean) - jnp.log1p(-mean)
+        start_key = jax.random.fold_in(rng_key, 2 * number)
+        params = model.init_from(start_key, draw_bits(jax.random.fold_in(start_key, 2), x))
         key = jax.random.fold_in(rng_key, 2 * number + 1)
         state = training.init(key, model, estimator, tx, x, params=params, preprocess=draw_bits)
         state, _ = training.train_steps(

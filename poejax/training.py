@@ -12,11 +12,19 @@ import numpy as np
 import optax
 
 from poejax import _border, _checks, _optimizers, propriety
-from poejax.estimators.missing import Incomplete
-from poejax.product import Product
-from poejax.types import Array, Estimator, Event, Params, PyTree
-from poejax.units import Joint, Unit
-from poejax.units.gaussian import QuadraticUnit
+from poejax._training_checks import (
+    are_finite,
+    check_events,
+    check_rows,
+    check_rule,
+    check_spread,
+    is_on_device,
+    is_unchecked,
+    refuse_settings,
+    require_finite,
+)
+from poejax.product import Product, split_coordinates
+from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
 
 Preprocess = Callable[[Array, PyTree], Event]
 """`(rng_key, rows) -> events`: how stored rows become events, e.g. `datasets.stochastic`.
@@ -71,8 +79,9 @@ def init(
         (`value`, `grad`, `value_fn`: reduce_on_plateau, polyak_sgd, lbfgs) gets it from estimators
         whose info is a LossInfo.
       data: events, or rows that `preprocess` turns into events; arrays of JAX or NumPy, or whatever
-        has numbers to be read, as tables and tensors have.
-      params: initial parameters; drawn by `model.init` when None.
+        has numbers to be read, as tables and tensors have; with a weight each, Weighted(rows, w).
+      params: initial parameters, e.g. of `model.init_from`, whose coordinates are not trained;
+        drawn by `model.init` when None.
       preprocess: applied to `data` once, for the estimator's start.
       average: whether to keep a moving average of the parameters.
 
@@ -87,39 +96,42 @@ def init(
     """
     _checks.rng_key("rng_key", rng_key)
     _checks.model("model", model)
-    _check_rule(estimator, tx, preprocess)
+    check_rule(estimator, tx, preprocess)
     data = _border.tree("data", data)
     _checks.leading_axis("data", data)
+    rows, weights = _checks.split_weights("data", data)
     run_key, params_key, data_key, estimator_key = jax.random.split(rng_key, 4)
     if (trained := getattr(estimator, "model", model)) != model:
         raise ValueError(f"estimator: expected one of {model}, got one of {trained}")
-    _check_rows(preprocess, data)
-    x = data if preprocess is None else preprocess(data_key, data)
+    check_rows(preprocess, rows)
+    x = rows if preprocess is None else preprocess(data_key, rows)
     name = "data" if preprocess is None else "preprocess(data)"
-    _check_events(estimator, model, preprocess, data, lambda: x)
-    _require_spread(name, model.visible, x)
+    check_events(estimator, model, preprocess, rows, lambda: x)
+    check_spread(name, model.visible, x)
+    events = x if weights is None else Weighted(x, weights)
     if params is None:
         params = model.init(params_key)
     else:
         params = _border.tree("params", params)
         _checks.floating_params("params", params)
         model.check_params(params)
-        _refuse_settings(model, params)
+        refuse_settings(model, params)
         params = jax.tree.map(jnp.asarray, params)
     propriety.require_proper(model, params)
+    trained, _ = split_coordinates(params)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=tx.init(params),
-        estimator_state=estimator.init(estimator_key, params, x),
+        opt_state=tx.init(trained),
+        estimator_state=estimator.init(estimator_key, params, events),
         average=params if average else None,
         rng_key=run_key,
     )
     _optimizers.check_needs(
         tx,
-        params,
+        trained,
         state.opt_state,
-        lambda: _update(estimator, tx, state, run_key, x, jnp.zeros(())),
+        lambda: _update(estimator, tx, state, run_key, events, jnp.ones(()), jnp.zeros(())),
     )
     return state
 
@@ -163,7 +175,7 @@ def train_steps(
       FloatingPointError: if a gradient or parameter is not finite; names leaf and step. The state
         passed in is untouched, so the caller still holds the last good one.
     """
-    _check_rule(estimator, tx, preprocess)
+    check_rule(estimator, tx, preprocess)
     if not isinstance(state, TrainState):
         raise TypeError(
             f"state: expected a TrainState of training.init, got {_checks.describe(state)}"
@@ -174,18 +186,19 @@ def train_steps(
     if _checks.positive_int("batch_size", batch_size) > num_rows:
         raise ValueError(f"batch_size: expected at most {num_rows} rows of data, got {batch_size}")
     _checks.fraction("average_decay", average_decay)
-    _check_rows(preprocess, data)
+    rows, _ = _checks.split_weights("data", data)
+    check_rows(preprocess, rows)
     if hasattr(estimator, "model"):
         model, key = estimator.model, state.rng_key
         if preprocess is None:
-            _check_events(estimator, model, None, data, lambda: data)
-        elif _is_unchecked(estimator, preprocess) and _is_on_device(data):
-            _check_events(estimator, model, preprocess, data, lambda: preprocess(key, data))
+            check_events(estimator, model, None, rows, lambda: rows)
+        elif is_unchecked(estimator, preprocess) and is_on_device(rows):
+            check_events(estimator, model, preprocess, rows, lambda: preprocess(key, rows))
     new_state, metrics, finite = _train_steps(
         estimator, tx, state, data, batch_size, num_steps, preprocess, average_decay
     )
     if _checks.is_concrete(finite):
-        _require_finite(state, np.asarray(finite))
+        require_finite(state, np.asarray(finite))
     return new_state, metrics
 
 
@@ -212,7 +225,8 @@ def _train_steps(
     preprocess: Preprocess | None,
     average_decay: Array,
 ) -> tuple[TrainState, Metrics, Array]:
-    _optimizers.check_state(tx, state.params, state.opt_state)
+    _optimizers.check_state(tx, split_coordinates(state.params)[0], state.opt_state)
+    mean_weight = jnp.mean(data.weights) if isinstance(data, Weighted) else jnp.ones(())
     num_rows = jax.tree.leaves(data)[0].shape[0]
     steps_per_epoch = num_rows // batch_size
     order_key, step_key = jax.random.split(state.rng_key)
@@ -228,11 +242,15 @@ def _train_steps(
         rows = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
         preprocess_key, grad_key = jax.random.split(jax.random.fold_in(step_key, state.step))
-        if preprocess is not None:
+        if preprocess is not None and isinstance(batch, Weighted):
+            batch = batch._replace(x=preprocess(preprocess_key, batch.x))
+        elif preprocess is not None:
             batch = preprocess(preprocess_key, batch)
-        state, metrics, finite = _update(estimator, tx, state, grad_key, batch, average_decay)
-        if _is_unchecked(estimator, preprocess):
-            finite = jnp.concatenate([_are_finite(batch).all()[None], finite])
+        state, metrics, finite = _update(
+            estimator, tx, state, grad_key, batch, mean_weight, average_decay
+        )
+        if is_unchecked(estimator, preprocess):
+            finite = jnp.concatenate([are_finite(batch).all()[None], finite])
         return (state, order), (metrics, finite)
 
     start = (state, epoch_order(state.step))
@@ -246,115 +264,39 @@ def _update(
     state: TrainState,
     rng_key: Array,
     batch: Event,
+    mean_weight: Array,
     average_decay: Array,
 ) -> tuple[TrainState, Metrics, Array]:
+    old, coordinates = split_coordinates(state.params)
+    settings = {"coordinates": coordinates} if coordinates else {}
     grads, estimator_state, info = estimator.grad(
         rng_key, state.params, state.estimator_state, batch
     )
+    grads, _ = split_coordinates(grads)
+    if isinstance(batch, Weighted):
+        # Estimators divide by the weights of their batch, of which the mean varies.
+        share = jnp.mean(batch.weights) / mean_weight
+        grads = jax.tree.map(lambda g: share * g, grads)
     # Data in a wider dtype must not change the dtype of the optimizer's state.
-    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, old)
 
     def loss(params: Params) -> Array:
+        params = params | settings
         return estimator.grad(rng_key, params, state.estimator_state, batch)[2].loss
 
-    updates, opt_state = _optimizers.update(tx, grads, state.opt_state, state.params, info, loss)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = _optimizers.update(tx, grads, state.opt_state, old, info, loss)
+    params = optax.apply_updates(old, updates)
     step = state.step + 1
     average = state.average
     if average is not None:
         # A fixed decay would remember the initial parameters for 1 / (1 - decay) steps.
         decay = jnp.minimum(average_decay, (1 + step) / (10 + step))
-        average = jax.tree.map(
-            lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype), average, params
+        average = settings | jax.tree.map(
+            lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype),
+            split_coordinates(average)[0],
+            params,
         )
-    finite = _are_finite((grads, params))
+    finite = are_finite((grads, params))
+    params = params | settings
     state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key)
     return state, Metrics(info, optax.tree.norm(grads)), finite
-
-
-def _refuse_settings(model: Product, params: Params) -> None:
-    """Raise if `params` hold leaves that set a temperature or leave an expert out."""
-    trained = jax.eval_shape(model.init, jax.random.key(0))
-    if len(jax.tree.leaves(params)) != len(jax.tree.leaves(trained)):
-        raise ValueError(
-            "params: expected parameters as `model.init` gives them, got some with a leaf 'beta' "
-            "or 'present', which the optimizer would change; temper or mask after training"
-        )
-
-
-def _check_rule(estimator: Any, tx: Any, preprocess: Any) -> None:
-    _checks.estimator("estimator", estimator)
-    _optimizers.check(tx)
-    if preprocess is not None and not callable(preprocess):
-        raise TypeError(
-            "preprocess: expected a function (rng_key, rows) -> events, got "
-            f"{_checks.describe(preprocess)}"
-        )
-
-
-def _check_rows(preprocess: Preprocess | None, data: PyTree) -> None:
-    """Let `preprocess` look at all rows, if it has a check of them."""
-    if (check := getattr(preprocess, "check", None)) is not None:
-        _border.once(data, preprocess, lambda: check("data", data))
-
-
-def _check_events(
-    estimator: Estimator,
-    model: Product,
-    preprocess: Preprocess | None,
-    data: PyTree,
-    events: Callable[[], PyTree],
-) -> None:
-    """Raise unless all rows of `data` are, or become, what the estimator takes."""
-    # Estimators whose data are more than events check them themselves.
-    check = getattr(estimator, "check_data", model.visible.check)
-    whose = estimator if hasattr(estimator, "check_data") else model.visible
-    name = "data" if preprocess is None else "preprocess(data)"
-    _border.once(data, (whose, preprocess), lambda: check(name, events()))
-
-
-def _is_unchecked(estimator: Estimator, preprocess: Preprocess | None) -> bool:
-    """Whether nobody has looked at the rows that become complete events."""
-    is_checked = preprocess is None or hasattr(preprocess, "check")
-    return not is_checked and not hasattr(estimator, "check_data")
-
-
-def _are_finite(tree: PyTree) -> Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
-
-
-def _is_on_device(data: PyTree) -> bool:
-    return all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(data))
-
-
-def _require_spread(name: str, visible: Unit, x: PyTree) -> None:
-    """Raise if a column of real units is constant where it was seen."""
-    observed = None
-    if isinstance(x, Incomplete):
-        name, x, observed = f"{name}.x", x.x, x.observed
-    if isinstance(visible, Joint):
-        for block, unit in visible.items:
-            part = x[block] if observed is None else Incomplete(x[block], observed[block])
-            _require_spread(f"{name}[{block!r}]", unit, part)
-    elif isinstance(visible, QuadraticUnit):
-        _border.require_spread(name, x if observed is None else jnp.where(observed, x, jnp.nan))
-
-
-def _require_finite(state: TrainState, finite: np.ndarray) -> None:
-    if finite.all():
-        return
-    step, leaf = np.argwhere(~finite)[0].tolist()
-    paths = jax.tree_util.tree_leaves_with_path({"gradient": state.params})
-    paths += jax.tree_util.tree_leaves_with_path({"parameter": state.params})
-    number = int(state.step) + step + 1
-    # Events come first, where they are watched: the rest follows from them.
-    num_watched = finite.shape[1] - len(paths)
-    if leaf < num_watched:
-        raise ValueError(f"preprocess(data): expected finite events, got others at step {number}")
-    kind, *rest = paths[leaf - num_watched][0]
-    name = f"{kind.key} params{_checks.leaf_name(rest)}"
-    raise FloatingPointError(
-        f"{name} is not finite at step {number}; the state passed in "
-        f"(step {int(state.step)}) is the last good one. Try a smaller learning rate or gradient "
-        "clipping."
-    )

@@ -107,25 +107,34 @@ class Function:
 def real_functions() -> Iterator[tuple[str, Function]]:
     """Yield every function that takes a batch of real events."""
     yield "kmeans", Function(("x",), lambda x: mixtures.kmeans(KEY, x, 2), _nearest)
-    yield "fit_em", Function(
-        ("x",), lambda x: mixtures.fit_em(KEY, x, 1, ridge=1e-9)[0], _one_gaussian
+    yield (
+        "fit_em",
+        Function(("x",), lambda x: mixtures.fit_em(KEY, x, 1, ridge=1e-9)[0], _one_gaussian),
     )
     yield "init_from", Function(("data",), lambda x: REAL.init_from(KEY, x), _coordinates)
-    yield "base_rate", Function(
-        ("data",), lambda x: pj.evidence.base_rate(REAL, x, 1e-6).params, _field
+    yield (
+        "base_rate",
+        Function(("data",), lambda x: pj.evidence.base_rate(REAL, x, 1e-6).params, _field),
     )
-    yield "gaussian_base", Function(
-        ("data",), lambda x: pj.evidence.gaussian_base(REAL, x).params, _field
+    yield (
+        "gaussian_base",
+        Function(("data",), lambda x: pj.evidence.gaussian_base(REAL, x).params, _field),
     )
-    yield "log_likelihood", Function(
-        ("x", "data"),
-        lambda x: pj.evidence.log_likelihood(REAL, REAL.init_from(KEY, x), x, 0.0).values,
-        _log_density,
+    yield (
+        "log_likelihood",
+        Function(
+            ("x", "data"),
+            lambda x: pj.evidence.log_likelihood(REAL, REAL.init_from(KEY, x), x, 0.0).values,
+            _log_density,
+        ),
     )
-    yield "rank", Function(
-        ("x", "data"),
-        lambda x: pj.inference.rank(REAL, REAL.init_from(KEY, x), x).log_density,
-        _log_density,
+    yield (
+        "rank",
+        Function(
+            ("x", "data"),
+            lambda x: pj.inference.rank(REAL, REAL.init_from(KEY, x), x).log_density,
+            _log_density,
+        ),
     )
     yield "train", Function(("data",), lambda x: _train(REAL, x), _finite)
     yield "chains.init", Function(("x", "data"), _starts, _same)
@@ -133,26 +142,39 @@ def real_functions() -> Iterator[tuple[str, Function]]:
 
 def binary_functions() -> Iterator[tuple[str, Function]]:
     """Yield every function that takes a batch of bits."""
-    yield "fit_em_bernoulli", Function(
-        ("x",), lambda x: mixtures.fit_em_bernoulli(KEY, x, 1, smoothing=1e-6)[0].logits, _rates
+    yield (
+        "fit_em_bernoulli",
+        Function(
+            ("x",), lambda x: mixtures.fit_em_bernoulli(KEY, x, 1, smoothing=1e-6)[0].logits, _rates
+        ),
     )
-    yield "base_rate", Function(
-        ("data",),
-        lambda x: pj.evidence.base_rate(BINARY, x, 1e-6).params["bias"]["field"],
-        _rates,
+    yield (
+        "base_rate",
+        Function(
+            ("data",),
+            lambda x: pj.evidence.base_rate(BINARY, x, 1e-6).params["bias"]["field"],
+            _rates,
+        ),
     )
-    yield "init_from", Function(
-        ("data",), lambda x: BINARY.init_from(KEY, x)["bias"]["field"], _smoothed_rates
+    yield (
+        "init_from",
+        Function(("data",), lambda x: BINARY.init_from(KEY, x)["bias"]["field"], _smoothed_rates),
     )
-    yield "log_likelihood", Function(
-        ("x",),
-        lambda x: pj.evidence.log_likelihood(BINARY, _binary_params(), x, 0.0).values,
-        _binary_density,
+    yield (
+        "log_likelihood",
+        Function(
+            ("x",),
+            lambda x: pj.evidence.log_likelihood(BINARY, _binary_params(), x, 0.0).values,
+            _binary_density,
+        ),
     )
-    yield "rank", Function(
-        ("x",),
-        lambda x: pj.inference.rank(BINARY, _binary_params(), x).log_density,
-        _binary_density,
+    yield (
+        "rank",
+        Function(
+            ("x",),
+            lambda x: pj.inference.rank(BINARY, _binary_params(), x).log_density,
+            _binary_density,
+        ),
     )
     yield "train", Function(("data",), lambda x: _train(BINARY, x), _finite)
 

@@ -50,9 +50,7 @@ def test_binary_tables_are_taken_right_or_refused(name: str, table: cases.Table)
 @pytest.mark.parametrize("name", ["kmeans", "init_from", "base_rate"])
 def test_a_planted_narrowing_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = _border.array
-    monkeypatch.setattr(
-        _border, "array", lambda name, x: np.asarray(entry(name, x), np.float32)
-    )
+    monkeypatch.setattr(_border, "array", lambda name, x: np.asarray(entry(name, x), np.float32))
     monkeypatch.setattr(_border, "narrow", lambda name, x, real=False: x)
     monkeypatch.setattr(_border, "require_spread", lambda name, x: None)
     x = 1e9 + np.random.default_rng(0).normal(size=(cases.ROWS, cases.COLUMNS))

@@ -11,7 +11,7 @@ from poejax import _border, _checks, chains
 from poejax.estimators.common import advance, own_estimator, own_kernel
 from poejax.inference.posterior import check_observed, check_shapes
 from poejax.product import Product
-from poejax.types import Array, Estimator, Event, Kernel, Params, PyTree
+from poejax.types import Array, Estimator, Event, Kernel, Params, PyTree, Weighted
 
 
 class Incomplete(NamedTuple):
@@ -36,6 +36,9 @@ class Imputed:
 
     def check_data(self, name: str, data: Incomplete) -> None:
         """Raise unless `data` are events of the model's units with masks."""
+        if isinstance(data, Weighted):
+            data, _ = _checks.split_weights(name, data)
+            name = f"{name}.x"
         if not isinstance(data, Incomplete):
             raise TypeError(
                 f"{name}: expected Incomplete(x, observed), got {_checks.describe(data)}"
@@ -62,7 +65,9 @@ class Imputed:
         x = self._complete(complete_key, params, batch)
         return self.estimator.grad(grad_key, params, state, x)
 
-    def _complete(self, rng_key: Array, params: Params, data: Incomplete) -> Event:
+    def _complete(self, rng_key: Array, params: Params, data: Any) -> Any:
+        if isinstance(data, Weighted):
+            return data._replace(x=self._complete(rng_key, params, data.x))
         start_key, run_key = jax.random.split(rng_key)
         visible = self.model.visible
 
