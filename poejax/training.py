@@ -11,12 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from poejax import _border, _checks, _optimizers, propriety
-from poejax.estimators.missing import Incomplete
-from poejax.product import Product
+from poejax import _border, _checks, _optimizers, _run_checks, propriety
+from poejax.product import Product, split_coordinates
 from poejax.types import Array, Estimator, Event, Params, PyTree
-from poejax.units import Joint, Unit
-from poejax.units.gaussian import QuadraticUnit
 
 Preprocess = Callable[[Array, PyTree], Event]
 """`(rng_key, rows) -> events`: how stored rows become events, e.g. `datasets.stochastic`.
@@ -87,37 +84,36 @@ def init(
     """
     _checks.rng_key("rng_key", rng_key)
     _checks.model("model", model)
-    _check_rule(estimator, tx, preprocess)
+    _run_checks.check_rule(estimator, tx, preprocess)
     data = _border.tree("data", data)
     _checks.leading_axis("data", data)
     run_key, params_key, data_key, estimator_key = jax.random.split(rng_key, 4)
     if (trained := getattr(estimator, "model", model)) != model:
         raise ValueError(f"estimator: expected one of {model}, got one of {trained}")
-    _check_rows(preprocess, data)
-    x = data if preprocess is None else preprocess(data_key, data)
+    _run_checks.check_rows(preprocess, data)
+    x = _run_checks.preprocessed(preprocess, data_key, data)
+    _run_checks.check_events(estimator, model, preprocess, data, lambda: x)
     name = "data" if preprocess is None else "preprocess(data)"
-    _check_events(estimator, model, preprocess, data, lambda: x)
-    _require_spread(name, model.visible, x)
+    _run_checks.require_spread(name, model.visible, x)
     if params is None:
         params = model.init(params_key)
     else:
         params = _border.tree("params", params)
-        _checks.floating_params("params", params)
         model.check_params(params)
-        _refuse_settings(model, params)
+        _run_checks.check_settings(model, _split(params)[0])
         params = jax.tree.map(jnp.asarray, params)
     propriety.require_proper(model, params)
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=tx.init(params),
+        opt_state=tx.init(_split(params)[0]),
         estimator_state=estimator.init(estimator_key, params, x),
         average=params if average else None,
         rng_key=run_key,
     )
     _optimizers.check_needs(
         tx,
-        params,
+        _split(params)[0],
         state.opt_state,
         lambda: _update(estimator, tx, state, run_key, x, jnp.zeros(())),
     )
@@ -163,7 +159,7 @@ def train_steps(
       FloatingPointError: if a gradient or parameter is not finite; names leaf and step. The state
         passed in is untouched, so the caller still holds the last good one.
     """
-    _check_rule(estimator, tx, preprocess)
+    _run_checks.check_rule(estimator, tx, preprocess)
     if not isinstance(state, TrainState):
         raise TypeError(
             f"state: expected a TrainState of training.init, got {_checks.describe(state)}"
@@ -174,13 +170,19 @@ def train_steps(
     if _checks.positive_int("batch_size", batch_size) > num_rows:
         raise ValueError(f"batch_size: expected at most {num_rows} rows of data, got {batch_size}")
     _checks.fraction("average_decay", average_decay)
-    _check_rows(preprocess, data)
-    if hasattr(estimator, "model"):
-        model, key = estimator.model, state.rng_key
-        if preprocess is None:
-            _check_events(estimator, model, None, data, lambda: data)
-        elif _is_unchecked(estimator, preprocess) and _is_on_device(data):
-            _check_events(estimator, model, preprocess, data, lambda: preprocess(key, data))
+    _run_checks.check_rows(preprocess, data)
+    if hasattr(estimator, "model") and (
+        # To preprocess all rows in every call would cost too much, and on a device it is once.
+        preprocess is None
+        or (_run_checks.is_unchecked(estimator, preprocess) and _border.is_on_device(data))
+    ):
+        _run_checks.check_events(
+            estimator,
+            estimator.model,
+            preprocess,
+            data,
+            lambda: _run_checks.preprocessed(preprocess, state.rng_key, data),
+        )
     new_state, metrics, finite = _train_steps(
         estimator, tx, state, data, batch_size, num_steps, preprocess, average_decay
     )
@@ -212,7 +214,7 @@ def _train_steps(
     preprocess: Preprocess | None,
     average_decay: Array,
 ) -> tuple[TrainState, Metrics, Array]:
-    _optimizers.check_state(tx, state.params, state.opt_state)
+    _optimizers.check_state(tx, _split(state.params)[0], state.opt_state)
     num_rows = jax.tree.leaves(data)[0].shape[0]
     steps_per_epoch = num_rows // batch_size
     order_key, step_key = jax.random.split(state.rng_key)
@@ -228,10 +230,9 @@ def _train_steps(
         rows = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
         preprocess_key, grad_key = jax.random.split(jax.random.fold_in(step_key, state.step))
-        if preprocess is not None:
-            batch = preprocess(preprocess_key, batch)
+        batch = _run_checks.preprocessed(preprocess, preprocess_key, batch)
         state, metrics, finite = _update(estimator, tx, state, grad_key, batch, average_decay)
-        if _is_unchecked(estimator, preprocess):
+        if _run_checks.is_unchecked(estimator, preprocess):
             finite = jnp.concatenate([_are_finite(batch).all()[None], finite])
         return (state, order), (metrics, finite)
 
@@ -251,101 +252,51 @@ def _update(
     grads, estimator_state, info = estimator.grad(
         rng_key, state.params, state.estimator_state, batch
     )
+    grads, params = _split(grads)[0], _split(state.params)[0]
     # Data in a wider dtype must not change the dtype of the optimizer's state.
-    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
 
     def loss(params: Params) -> Array:
-        return estimator.grad(rng_key, params, state.estimator_state, batch)[2].loss
+        whole = _join(params, state.params)
+        return estimator.grad(rng_key, whole, state.estimator_state, batch)[2].loss
 
-    updates, opt_state = _optimizers.update(tx, grads, state.opt_state, state.params, info, loss)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = _optimizers.update(tx, grads, state.opt_state, params, info, loss)
+    params = optax.apply_updates(params, updates)
     step = state.step + 1
     average = state.average
     if average is not None:
         # A fixed decay would remember the initial parameters for 1 / (1 - decay) steps.
         decay = jnp.minimum(average_decay, (1 + step) / (10 + step))
         average = jax.tree.map(
-            lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype), average, params
+            lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype), _split(average)[0], params
         )
+        average = _join(average, state.params)
     finite = _are_finite((grads, params))
+    params = _join(params, state.params)
     state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key)
     return state, Metrics(info, optax.tree.norm(grads)), finite
 
 
-def _refuse_settings(model: Product, params: Params) -> None:
-    """Raise if `params` hold leaves that set a temperature or leave an expert out."""
-    trained = jax.eval_shape(model.init, jax.random.key(0))
-    if len(jax.tree.leaves(params)) != len(jax.tree.leaves(trained)):
-        raise ValueError(
-            "params: expected parameters as `model.init` gives them, got some with a leaf 'beta' "
-            "or 'present', which the optimizer would change; temper or mask after training"
-        )
+def _split(params: Params) -> tuple[Params, PyTree]:
+    """Split off the coordinates of real units, which belong to the data and are not learned."""
+    return split_coordinates(params) if isinstance(params, dict) else (params, {})
 
 
-def _check_rule(estimator: Any, tx: Any, preprocess: Any) -> None:
-    _checks.estimator("estimator", estimator)
-    _optimizers.check(tx)
-    if preprocess is not None and not callable(preprocess):
-        raise TypeError(
-            "preprocess: expected a function (rng_key, rows) -> events, got "
-            f"{_checks.describe(preprocess)}"
-        )
-
-
-def _check_rows(preprocess: Preprocess | None, data: PyTree) -> None:
-    """Let `preprocess` look at all rows, if it has a check of them."""
-    if (check := getattr(preprocess, "check", None)) is not None:
-        _border.once(data, preprocess, lambda: check("data", data))
-
-
-def _check_events(
-    estimator: Estimator,
-    model: Product,
-    preprocess: Preprocess | None,
-    data: PyTree,
-    events: Callable[[], PyTree],
-) -> None:
-    """Raise unless all rows of `data` are, or become, what the estimator takes."""
-    # Estimators whose data are more than events check them themselves.
-    check = getattr(estimator, "check_data", model.visible.check)
-    whose = estimator if hasattr(estimator, "check_data") else model.visible
-    name = "data" if preprocess is None else "preprocess(data)"
-    _border.once(data, (whose, preprocess), lambda: check(name, events()))
-
-
-def _is_unchecked(estimator: Estimator, preprocess: Preprocess | None) -> bool:
-    """Whether nobody has looked at the rows that become complete events."""
-    is_checked = preprocess is None or hasattr(preprocess, "check")
-    return not is_checked and not hasattr(estimator, "check_data")
+def _join(params: Params, whole: Params) -> Params:
+    coordinates = _split(whole)[1]
+    return params | {"coordinates": coordinates} if coordinates else params
 
 
 def _are_finite(tree: PyTree) -> Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
 
 
-def _is_on_device(data: PyTree) -> bool:
-    return all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(data))
-
-
-def _require_spread(name: str, visible: Unit, x: PyTree) -> None:
-    """Raise if a column of real units is constant where it was seen."""
-    observed = None
-    if isinstance(x, Incomplete):
-        name, x, observed = f"{name}.x", x.x, x.observed
-    if isinstance(visible, Joint):
-        for block, unit in visible.items:
-            part = x[block] if observed is None else Incomplete(x[block], observed[block])
-            _require_spread(f"{name}[{block!r}]", unit, part)
-    elif isinstance(visible, QuadraticUnit):
-        _border.require_spread(name, x if observed is None else jnp.where(observed, x, jnp.nan))
-
-
 def _require_finite(state: TrainState, finite: np.ndarray) -> None:
     if finite.all():
         return
     step, leaf = np.argwhere(~finite)[0].tolist()
-    paths = jax.tree_util.tree_leaves_with_path({"gradient": state.params})
-    paths += jax.tree_util.tree_leaves_with_path({"parameter": state.params})
+    paths = jax.tree_util.tree_leaves_with_path({"gradient": _split(state.params)[0]})
+    paths += jax.tree_util.tree_leaves_with_path({"parameter": _split(state.params)[0]})
     number = int(state.step) + step + 1
     # Events come first, where they are watched: the rest follows from them.
     num_watched = finite.shape[1] - len(paths)
