@@ -75,6 +75,7 @@ def neighbour_log_ratios(model: Product, params: Params, x: Event, sites: Array)
 
 def check_sites(model: Product, num_sites: int | None = None) -> int:
     """Return `num_sites`, all if None, or raise unless the units are discrete and have as many."""
+    _checks.model("model", model)
     visible = model.visible
     if not isinstance(visible, (BinaryUnit, Categorical)):
         raise ValueError(

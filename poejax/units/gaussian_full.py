@@ -160,8 +160,8 @@ def triangular_rows(params: Params) -> Array:
 
 def require_full_rank(name: str, x: Event) -> None:
     """Raise ValueError if columns of a batch [N, D] that can be looked at depend on each other."""
-    if not _checks.is_concrete(x):
-        return
+    if not _checks.is_concrete(x) or not np.isfinite(np.asarray(x, np.float64)).all():
+        return  # NaN marks what is missing
     _, covariance = moments(x, full=True)
     deviation = np.sqrt(np.diagonal(covariance))
     values, vectors = np.linalg.eigh(covariance / np.outer(deviation, deviation))
