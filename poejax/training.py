@@ -13,7 +13,7 @@ import optax
 
 from poejax import _border, _checks, _optimizers, _run_checks, propriety
 from poejax.product import Product, split_coordinates
-from poejax.types import Array, Estimator, Event, Params, PyTree
+from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
 
 Preprocess = Callable[[Array, PyTree], Event]
 """`(rng_key, rows) -> events`: how stored rows become events, e.g. `datasets.stochastic`.
