@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks
+from poejax import _gaussian_checks as checks
 from poejax.types import Array
 
 _LOG_2PI = 1.8378770664093453
@@ -40,6 +41,7 @@ def product(
     weights: Array | None = None,
     mask: Array | None = None,
     prior: tuple[Array, Array] | None = None,
+    prior_weight: Array | float = 1.0,
 ) -> GaussianProduct:
     """Multiply K Gaussian experts, each raised to a weight, and renormalise.
 
@@ -48,16 +50,25 @@ def product(
 
     Pure and of fixed shapes, so it can sit inside your own `jit(vmap(grad(...)))`, e.g. as the
     fusion layer of a multimodal VAE. An expert that the mask leaves out may hold anything, NaN
-    included: it changes no value, and gradients with respect to it are exactly zero. Everything is
-    measured from the product's mean, so far-off means cost no float32 precision.
+    included: it changes no value, and gradients with respect to it are exactly zero. Means are
+    measured from that of the sharpest expert and weighed by shares of the precision, so far-off
+    means and precisions near the ends of floating point cost no digits.
+
+    Weights need not sum to one. What they sum to matters: posteriors given one prior each, so
+    multiplied, count it Σ w_k times. The Bayesian committee machine counts it once by a prior of
+    weight 1 - Σ w_k, which is negative as a rule: give that as `prior_weight` (w_k = 1: the
+    committee machine; w_k the gain in entropy over the prior: the robust one). With w_k that sum
+    to one, the generalised product of experts, it needs no prior.
 
     Args:
       means: [K, D].
       precisions: inverse (co)variances, [K, D] > 0 (diagonal) or [K, D, D] symmetric positive
         definite (full; the symmetric part is used).
-      weights: exponents [K] >= 0 of a generalised product; 1 when None.
+      weights: exponents [K] >= 0 of a generalised product, of any sum; 1 when None.
       mask: [K] bool, False leaves that expert out; all are in when None.
-      prior: (mean [D], precision [D] or [D, D]) of an expert that is always in, with weight 1.
+      prior: (mean [D], precision [D] or [D, D]) of an expert that is always in.
+      prior_weight: its exponent, [], which may be negative as long as the total precision stays
+        positive definite.
 
     Returns:
       GaussianProduct(mean, precision, log_z). Under a trace values cannot be looked at; a total
@@ -66,8 +77,9 @@ def product(
 
     Raises:
       ValueError: on shapes that do not fit and, for inputs that are not traced, if an expert that
-        is in is not finite or not positive definite, a weight is negative, or the total precision
-        is not positive definite.
+        is in is not finite, not positive definite, or beyond the result's precision (float32
+        unless jax_enable_x64), a weight is negative, or the total precision is not positive
+        definite.
 
     Source: Hinton (2002), "Training products of experts by minimizing contrastive divergence";
     weights: Cao & Fleet (2014), "Generalized product of experts for automatic and principled
@@ -78,16 +90,28 @@ def product(
     num_experts = jnp.shape(means)[0]
     exponents: Any = np.ones(num_experts, np.float32) if weights is None else weights
     is_in: Any = np.ones(num_experts, bool) if mask is None else mask
-    if _checks.is_concrete(means, precisions, exponents, is_in, prior):
-        _check_product_values(means, precisions, exponents, is_in, prior)
-    result = _product(*_common_float(means, precisions), exponents, is_in, prior)
-    if _checks.is_concrete(result) and not np.isfinite(result.log_z):
+    concrete = _checks.is_concrete(means, precisions, exponents, is_in, prior, prior_weight)
+    if not concrete:
+        means, precisions = _common_float(means, precisions)
+        return _product(means, precisions, exponents, is_in, prior, prior_weight)
+    dtype = np.dtype(jnp.result_type(jnp.float32, means, precisions))
+    checks.product_values(means, precisions, exponents, is_in, prior, prior_weight, dtype)
+    # In float64 as long as the host has them: where all means lie is no detail of theirs.
+    origin = _midst(means, is_in, prior)
+    near = np.where(np.asarray(is_in)[:, None], np.asarray(means, np.float64), origin) - origin
+    near_prior = prior and ((np.asarray(prior[0], np.float64) - origin).astype(dtype), prior[1])
+    precisions = np.asarray(precisions).astype(dtype)
+    result = _product(near.astype(dtype), precisions, exponents, is_in, near_prior, prior_weight)
+    if not _checks.is_concrete(result):
+        return result._replace(mean=(result.mean + origin).astype(dtype))
+    if np.isnan(result.log_z) or np.isposinf(result.log_z):
         raise ValueError(
-            "precisions: the total precision Σ w_k Λ_k is not positive definite in "
-            f"{result.mean.dtype} (no expert is in, all weights are 0, or it is too "
-            "ill-conditioned)"
+            f"precisions: the total precision Σ w_k Λ_k is not positive definite in {dtype} (no "
+            "expert is in, all weights are 0, or it is too large or too ill-conditioned)"
         )
-    return result
+    mean = np.asarray(result.mean, np.float64) + origin
+    checks.resolved(means, is_in, mean, np.asarray(result.precision), dtype)
+    return result._replace(mean=jnp.asarray(mean.astype(dtype)))
 
 
 def log_prob(mean: Array, precision: Array, x: Array) -> Array:
@@ -106,15 +130,20 @@ def log_prob(mean: Array, precision: Array, x: Array) -> Array:
     Raises:
       ValueError: on shapes that do not fit.
     """
-    _check_gaussian("mean", mean, "precision", precision)
+    checks.gaussian("mean", mean, "precision", precision)
     _checks.shape("x", x, jnp.shape(mean), "one event of this Gaussian")
+    checks.held("precision", precision)
+    if isinstance(mean, np.ndarray) and isinstance(x, np.ndarray):
+        # What the host holds in float64 is subtracted there, before it narrows.
+        dtype = jnp.result_type(jnp.float32, mean, x)
+        x = np.subtract(x, mean, dtype=np.float64).astype(dtype)
+        mean = np.zeros_like(x)
     mean, precision = _common_float(mean, precision)
-    centred = x - mean
-    if precision.ndim == 1:
-        return 0.5 * jnp.sum(jnp.log(precision) - _LOG_2PI - precision * centred**2)
-    factor = jnp.linalg.cholesky(precision)
-    whitened = _dot(factor.T, centred)
-    return jnp.sum(jnp.log(jnp.diag(factor)) - 0.5 * (_LOG_2PI + whitened**2))
+    scale, factor = _roots(precision)
+    whitened = scale * (x - mean)
+    if factor is not None:
+        whitened = _dot(factor.T, whitened)
+    return 0.5 * (_log_det(scale, factor) - jnp.sum(_LOG_2PI + whitened**2))
 
 
 def sample(rng_key: Array, mean: Array, precision: Array) -> Array:
@@ -132,13 +161,13 @@ def sample(rng_key: Array, mean: Array, precision: Array) -> Array:
       ValueError: on shapes that do not fit.
     """
     _checks.rng_key("rng_key", rng_key)
-    _check_gaussian("mean", mean, "precision", precision)
+    checks.gaussian("mean", mean, "precision", precision)
     mean, precision = _common_float(mean, precision)
     noise = jax.random.normal(rng_key, mean.shape, mean.dtype)
-    if precision.ndim == 1:
-        return mean + noise * jax.lax.rsqrt(precision)
-    factor = jnp.linalg.cholesky(precision)
-    return mean + jax.scipy.linalg.solve_triangular(factor, noise, lower=True, trans=1)
+    scale, factor = _roots(precision)
+    if factor is not None:
+        noise = jax.scipy.linalg.solve_triangular(factor, noise, lower=True, trans=1)
+    return mean + noise / scale
 
 
 def expand_axis_aligned(log_weights: Array, means: Array, precisions: Array) -> ExpandedMixture:
@@ -190,6 +219,7 @@ def _product(
     weights: Array,
     mask: Array,
     prior: tuple[Array, Array] | None,
+    prior_weight: Array,
 ) -> GaussianProduct:
     num_dims = means.shape[1]
     is_full = precisions.ndim == 3
@@ -206,57 +236,78 @@ def _product(
             prior_precision = jnp.diag(prior_precision)
         means = jnp.concatenate([means, prior_mean[None]])
         precisions = jnp.concatenate([precisions, prior_precision[None]])
-        weights = jnp.concatenate([weights, jnp.ones(1, weights.dtype)])
+        weights = jnp.concatenate([weights, jnp.asarray(prior_weight, means.dtype)[None]])
     return (_full if is_full else _diagonal)(means, precisions, weights)
 
 
 def _diagonal(means: Array, precisions: Array, weights: Array) -> GaussianProduct:
     scaled = weights[:, None] * precisions
-    precision = scaled.sum(axis=0)
-    # One step of iterative refinement: the first estimate of the mean only serves as the origin,
-    # which the result does not depend on, so it carries no gradient.
-    origin = jax.lax.stop_gradient((scaled * means).sum(axis=0) / precision)
-    offsets = means - origin
-    shift = (scaled * offsets).sum(axis=0) / precision
-    log_det_experts = jnp.log(precisions).sum(axis=1)
-    log_det = jnp.log(precision).sum()
-    misfit = jnp.sum(scaled * (offsets - shift) ** 2)
+    offsets, origin = _from_the_sharpest(means, scaled)
+    # In units of the largest: a share is divided out before anything is multiplied by it, and
+    # neither it nor its gradient leaves floating point.
+    unit = _unit(jnp.max(jnp.abs(scaled), axis=0))
+    relative = scaled / unit
+    total = relative.sum(axis=0)
+    shift = (relative / total * offsets).sum(axis=0)
+    residuals = offsets - shift
+    misfit = jnp.sum(scaled * residuals * residuals)
     return _assemble(
         origin + shift,
-        precision,
+        unit * total,
         weights,
-        log_det_experts,
-        log_det,
+        jnp.log(precisions).sum(axis=1),
+        jnp.sum(jnp.log(unit) + jnp.log(total)),
         misfit,
-        (precision <= 0).any(),
+        (total <= 0).any(),
     )
 
 
 def _full(means: Array, precisions: Array, weights: Array) -> GaussianProduct:
-    precisions = 0.5 * (precisions + precisions.mT)
+    precisions = 0.5 * precisions + 0.5 * precisions.mT
     scaled = weights[:, None, None] * precisions
-    precision = scaled.sum(axis=0)
-    factor = jnp.linalg.cholesky(precision)
+    diagonals = jnp.diagonal(scaled, axis1=1, axis2=2)
+    offsets, origin = _from_the_sharpest(means, diagonals)
+    # Coordinates y = scale · x, in which the total precision is of order one.
+    scale = jnp.sqrt(_unit(jnp.max(jnp.abs(diagonals), axis=0), power=2))
+    relative = scaled / scale[:, None] / scale
+    total = relative.sum(axis=0)
+    factor = jnp.linalg.cholesky(total)
 
     def mean_of(points: Array) -> Array:
-        linear = jnp.einsum("kij,kj->i", scaled, points, precision="highest")
+        linear = jnp.einsum("kij,kj->i", relative, points, precision="highest")
         return jax.scipy.linalg.cho_solve((factor, True), linear)
 
-    origin = jax.lax.stop_gradient(mean_of(means))
-    offsets = means - origin
-    shift = mean_of(offsets)
-    residuals = offsets - shift
-    misfit = jnp.einsum("kij,ki,kj->", scaled, residuals, residuals, precision="highest")
-    improper = jnp.isnan(factor).any() & ~jnp.isnan(precision).any()
+    # One step of iterative refinement: the result does not depend on the first estimate, which
+    # therefore carries no gradient.
+    offsets = scale * offsets
+    first = jax.lax.stop_gradient(mean_of(offsets))
+    shift = mean_of(offsets - first)
+    residuals = offsets - first - shift
+    misfit = jnp.einsum("kij,ki,kj->", relative, residuals, residuals, precision="highest")
     return _assemble(
-        origin + shift,
-        precision,
+        origin + (first + shift) / scale,
+        scaled.sum(axis=0),
         weights,
-        _log_det(jnp.linalg.cholesky(precisions)),
-        _log_det(factor),
+        _log_det(*_roots(precisions)),
+        _log_det(scale, factor),
         misfit,
-        improper,
+        jnp.isnan(factor).any() & ~jnp.isnan(total).any(),
     )
+
+
+def _from_the_sharpest(means: Array, precisions: Array) -> tuple[Array, Array]:
+    # Per coordinate. From there an expert however sharp has no rounding for a distance, which its
+    # precision would blow up; the result does not depend on the origin: no gradient.
+    sharpest = jnp.argmax(precisions, axis=0)
+    origin = jax.lax.stop_gradient(jnp.take_along_axis(means, sharpest[None], axis=0)[0])
+    return means - origin, origin
+
+
+def _unit(size: Array, power: int = 1) -> Array:
+    # A power of two (of four) of that order, 1 for nothing: dividing by it rounds nothing.
+    _, exponent = jnp.frexp(jax.lax.stop_gradient(size))
+    exponent = jnp.where(size > 0, (exponent - 1) // power * power, 0)
+    return jnp.ldexp(jnp.ones_like(size), exponent)
 
 
 def _assemble(
@@ -270,13 +321,36 @@ def _assemble(
 ) -> GaussianProduct:
     constant = mean.shape[0] * _LOG_2PI
     log_z = 0.5 * (jnp.sum(weights * (log_det_experts - constant)) - (log_det - constant) - misfit)
+    improper = improper | jnp.isinf(precision).any()
     return GaussianProduct(
         jnp.where(improper, jnp.nan, mean), precision, jnp.where(improper, jnp.inf, log_z)
     )
 
 
-def _log_det(factor: Array) -> Array:
-    return 2 * jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)).sum(axis=-1)
+def _roots(precision: Array) -> tuple[Array, Array | None]:
+    """Return scale [D] and, of full precisions, L with scale_i scale_j (L Lᵀ)_ij = precision_ij.
+
+    A diagonal one's roots are its scale. Products of tiny or huge precisions are never formed.
+    """
+    if precision.ndim == 1:
+        return jnp.sqrt(precision), None
+    scale = jnp.sqrt(_unit(jnp.diagonal(precision, axis1=-2, axis2=-1), power=2))
+    return scale, jnp.linalg.cholesky(precision / scale[..., :, None] / scale[..., None, :])
+
+
+def _log_det(scale: Array, factor: Array | None) -> Array:
+    roots = jnp.log(scale)
+    if factor is not None:
+        roots = roots + jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1))
+    return 2 * roots.sum(axis=-1)
+
+
+def _midst(means: Any, mask: Any, prior: tuple[Any, Any] | None) -> Any:
+    # The mean of the first expert that is in, in float64.
+    rows = np.asarray(means, np.float64)[np.asarray(mask)]
+    if len(rows):
+        return rows[0]
+    return 0.0 if prior is None else np.asarray(prior[0], np.float64)
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -287,77 +361,3 @@ def _dot(a: Array, b: Array) -> Array:
 def _common_float(*arrays: Array) -> list[Array]:
     dtype = jnp.result_type(jnp.float32, *arrays)
     return [jnp.asarray(array, dtype) for array in arrays]
-
-
-def _check_gaussian(mean_name: str, mean: Array, precision_name: str, precision: Array) -> None:
-    mean_shape, precision_shape = jnp.shape(mean), jnp.shape(precision)
-    if len(mean_shape) != 1:
-        raise ValueError(f"{mean_name}: expected shape (D,), got {mean_shape}; batches are vmapped")
-    if precision_shape not in (mean_shape, mean_shape * 2):
-        raise ValueError(
-            f"{precision_name}: expected shape {mean_shape} or {mean_shape * 2}, got "
-            f"{precision_shape}"
-        )
-
-
-def _check_product_shapes(
-    means: Array,
-    precisions: Array,
-    weights: Array | None,
-    mask: Array | None,
-    prior: tuple[Array, Array] | None,
-) -> None:
-    shape = jnp.shape(means)
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(
-            f"means: expected a non-empty [K, D], got shape {shape}; vmap over batches"
-        )
-    found = jnp.shape(precisions)
-    if found not in (shape, (*shape, shape[1])):
-        raise ValueError(f"precisions: expected shape {shape} or {(*shape, shape[1])}, got {found}")
-    for name, value in (("weights", weights), ("mask", mask)):
-        if value is not None:
-            _checks.shape(name, value, shape[:1], f"{shape[0]} experts")
-    if mask is not None and not jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
-        raise ValueError(f"mask: expected booleans, got dtype {jnp.result_type(mask)}")
-    if prior is None:
-        return
-    if not isinstance(prior, tuple) or len(prior) != 2:
-        raise ValueError("prior: expected a tuple (mean, precision)")
-    _checks.shape("prior[0]", prior[0], shape[1:], f"experts on {shape[1]} dimensions")
-    _check_gaussian("prior[0]", prior[0], "prior[1]", prior[1])
-    if len(found) == 2 and jnp.ndim(prior[1]) == 2:
-        raise ValueError(
-            "prior[1]: expected a diagonal precision [D] beside diagonal experts, got [D, D]; "
-            "give the experts' precisions as [K, D, D]"
-        )
-
-
-def _check_product_values(
-    means: Any, precisions: Any, weights: Any, mask: Any, prior: tuple[Any, Any] | None
-) -> None:
-    # NumPy, since under an outer trace a jnp operation on a constant gives a tracer.
-    means, precisions, weights = (np.asarray(leaf) for leaf in (means, precisions, weights))
-    for k in np.flatnonzero(np.asarray(mask)):
-        if not 0 <= weights[k] < np.inf:
-            raise ValueError(f"weights[{k}]: expected a finite number >= 0, got {weights[k]}")
-        _check_expert(f"means[{k}]", means[k], f"precisions[{k}]", precisions[k])
-    if prior is not None:
-        _check_expert("prior[0]", prior[0], "prior[1]", prior[1])
-
-
-def _check_expert(mean_name: str, mean: Array, precision_name: str, precision: Array) -> None:
-    _checks.finite(mean_name, mean)
-    _checks.finite(precision_name, precision)
-    host = np.asarray(precision, np.float64)
-    if host.ndim == 1:
-        smallest = host.min()
-    else:
-        if not np.allclose(host, host.T, rtol=0, atol=1e-5 * np.abs(host).max()):
-            raise ValueError(f"{precision_name}: expected a symmetric matrix")
-        smallest = np.linalg.eigvalsh(host).min()
-    if smallest <= 0:
-        raise ValueError(
-            f"{precision_name}: expected a positive definite precision, got a smallest "
-            f"eigenvalue of {smallest:.3g}"
-        )

@@ -226,6 +226,7 @@ class Product(Expert):
             self.visible.check_coordinates("params['coordinates']", params["coordinates"])
             params, _ = split_coordinates(params)
         expected = jax.eval_shape(self.init, jax.random.key(0))
+        _checks.floating_params("params", params)
         _checks.same_structure("params", params, expected, optional=("beta", "present"))
         _checks.finite("params", self._heard(params))
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from poejax import _checks
 from poejax.experts.tails import Tails
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
@@ -122,6 +124,14 @@ class Expert(abc.ABC):
         """
         del params
         return None
+
+
+def require_units(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a block of units, not its size, say."""
+    if not isinstance(value, Unit):
+        raise TypeError(
+            f"{name}: expected units such as units.Bernoulli(784), got {_checks.describe(value)}"
+        )
 
 
 def set_beta(params: Params, beta: Array | float) -> Params:

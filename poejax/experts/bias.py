@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from poejax.experts.base import Expert, get_beta, set_beta
+from poejax.experts.base import Expert, get_beta, require_units, set_beta
 from poejax.experts.tails import Tails, as_float64, bounded, decay_of_field
 from poejax.types import Array, Event, Field, Latent, Params
 
@@ -21,6 +21,9 @@ class Bias(Expert):
     Params: {"field": free parameters of a field}, for Bernoulli units an array [D], for
     GaussianDiag units {"linear", "log_precision"}. All zero (unit precision) at init.
     """
+
+    def __post_init__(self) -> None:
+        require_units("visible", self.visible)
 
     @property
     def temper_is_power(self) -> bool:
