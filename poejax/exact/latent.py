@@ -16,6 +16,7 @@ from poejax.product import Product
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Gaussian as FullGaussian
 from poejax.units import StandardGaussian, Unit
+from poejax.units.base import widen
 from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit
 
 
@@ -166,6 +167,7 @@ def _coupling(model: Product, params: Params) -> Coupling | None:
     for expert, path in _split(model)[1]:
         assert isinstance(expert, HiddenBank)
         own, present = params_at(params, path)
+        own = widen(own)
         beta = get_beta(own)
         b = expert.hidden.field(own["b"])
         bank = Coupling(beta * b, beta * own["w"], jnp.full_like(b, HALF_LOG_2PI))

@@ -78,7 +78,7 @@ class Gaussian(QuadraticUnit):
     def move_field(self, params: Params, coordinates: PyTree) -> Params:
         if not coordinates:
             return params
-        field, scale = self.field(params), coordinates["scale"]
+        field, scale = self.field(params), widen(coordinates["scale"])
         mean = solve(field["rows"], solve(field["rows"], field["linear"], transpose=True))
         if jnp.ndim(scale) == 1:
             rows = field["rows"] * scale
