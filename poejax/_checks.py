@@ -89,8 +89,8 @@ def split_weights(name: str, data: Any) -> tuple[Any, Any]:
         return data, None
     num_rows = leading_axis(f"{name}.x", data.x)
     if jnp.shape(data.weights) != (num_rows,):
-        found = jnp.shape(data.weights)
-        raise ValueError(f"{name}.weights: expected shape {(num_rows,)}, got {found}")
+        shape = jnp.shape(data.weights)
+        raise ValueError(f"{name}.weights: expected shape {(num_rows,)}, got {shape}")
     if is_concrete(data.weights):
         host = np.asarray(data.weights)
         bad = ~np.isfinite(host) | (host < 0)

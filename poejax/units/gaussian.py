@@ -168,8 +168,9 @@ class QuadraticUnit(RealUnit):
             # Sites of x are held, not of y: on to x, but for the size of each, where a row r of y
             # is r scale⁻¹.
             spread = jnp.max(jnp.abs(scale), axis=1)
+            scale = scale / spread[:, None]
             linear, rows = (
-                jax.scipy.linalg.solve_triangular(scale / spread[:, None], v.T, lower=True, trans=1).T
+                jax.scipy.linalg.solve_triangular(scale, v.T, lower=True, trans=1).T
                 for v in (linear, rows)
             )
         drawn = conditioned(linear, rows, noise, (x - origin) / spread, mask)
