@@ -85,6 +85,7 @@ def _other_values(visible: Unit, x: Array) -> Array:
 
 def check_sites(model: Product, num_sites: int | None = None) -> int:
     """Return `num_sites`, all if None, or raise unless the units are discrete and have as many."""
+    _checks.model("model", model)
     visible = model.visible
     if not isinstance(visible, (BinaryUnit, Categorical)):
         raise ValueError(

@@ -54,10 +54,10 @@ def check_expert(
 
     Up to 1024 latent configurations are summed over. Continuous latents of one or two numbers are
     integrated on a grid that follows the draws (in their logarithm, if log_joint is not finite
-    below zero), which suits a density that is smooth but for a kink at zero. With more latents "integral" and "sample" are
-    skipped, while "mean" and "gradient" hold the sampler to the density by Monte Carlo. Without
-    latents "sample" and "mean" say nothing and are skipped; an opaque expert, which has no field,
-    is held to the laws that speak of its density alone.
+    below zero), which suits a density that is smooth but for a kink at zero. With more latents
+    "integral" and "sample" are skipped, while "mean" and "gradient" hold the sampler to the density
+    by Monte Carlo. Without latents "sample" and "mean" say nothing and are skipped; an opaque
+    expert, which has no field, is held to the laws that speak of its density alone.
 
     Args:
       expert: any expert; a Product, nested or not, is one.

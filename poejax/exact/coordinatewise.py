@@ -16,6 +16,7 @@ from poejax.experts.base import get_beta
 from poejax.product import Product
 from poejax.types import Array, Event, Params
 from poejax.units import GaussianDiag
+from poejax.units.base import widen
 from poejax.units.gaussian import HALF_LOG_2PI
 
 
@@ -92,10 +93,11 @@ def _log_weight(model: Product, params: Params) -> Callable[[Array], tuple[Array
 def _components(factor: Factor, model: Product, params: Params) -> Components:
     expert, size = factor.expert, model.visible.num_linear
     own, present = params_at(params, factor.path)
+    own = widen(own)
     if isinstance(expert, Bias):
         field = expert.visible.field(own["field"])
         mean, precision = field["linear"] / field["precision"], field["precision"]
-        log_peak = 0.5 * field["linear"] * mean
+        log_peak = jnp.zeros_like(mean)
     else:
         mean, precision = own["mean"], jnp.exp(own["log_precision"])
         log_peak = 0.5 * own["log_precision"] - HALF_LOG_2PI

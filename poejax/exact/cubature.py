@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax.exact.enumeration import log_sum_exp
-from poejax.exact.factors import widen
-from poejax.product import Product
+from poejax.exact.factors import in_default_float
+from poejax.product import Product, split_coordinates
 from poejax.types import Array, Params
 from poejax.units.gaussian import QuadraticUnit
 
@@ -88,7 +88,7 @@ def quadrature(model: Product, params: Params) -> Quadrature:
             f"quadrature: expected at most {MAX_DIMS} real visible units, got {model.visible}"
         )
     model.check_params(params)
-    return integrate(model, params)
+    return integrate(model, split_coordinates(params)[0])
 
 
 def log_z(model: Product, params: Params) -> Array:
@@ -102,7 +102,7 @@ def log_z(model: Product, params: Params) -> Array:
 @functools.partial(jax.jit, static_argnames="model")
 def integrate(model: Product, params: Params) -> Quadrature:
     """`quadrature` without its checks."""
-    params = widen(params)
+    params = in_default_float(params)
     fixed = jax.lax.stop_gradient(params)
     frame = _frame(model, fixed)
     cells, totals = _refine(model, fixed, frame)

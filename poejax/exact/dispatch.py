@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from poejax import _checks
 from poejax.exact import coordinatewise, cubature, enumeration, latent, square_student_t
-from poejax.exact.factors import widen
-from poejax.product import Product
+from poejax.exact.factors import in_default_float
+from poejax.product import Product, split_coordinates
 from poejax.propriety import require_proper
 from poejax.types import Array, Event, Params
 
@@ -133,7 +133,8 @@ def sample(rng_key: Array, model: Product, params: Params) -> Event:
         )
     model.check_params(params)
     require_proper(model, params)
-    x = _sample(rng_key, model, params, name)
+    rest, _ = split_coordinates(params)
+    x = model.restore(params, _sample(rng_key, model, rest, name))
     if _checks.is_concrete(x) and not all(bool(jnp.all(v == v)) for v in jax.tree.leaves(x)):
         raise ValueError(f"sample ({name}): expected a normalisable model, got a NaN draw")
     return x
@@ -143,6 +144,7 @@ def _log_z(model: Product, params: Params, max_states: int) -> Array:
     name = _method("log_z", model, max_states)
     model.check_params(params)
     require_proper(model, params)
+    params, _ = split_coordinates(params)  # Z is the same number in all coordinates
     value = _evaluate(model, params, name)
     if not _checks.is_concrete(value) or bool(jnp.isfinite(value)):
         return value
@@ -161,19 +163,19 @@ def _log_z(model: Product, params: Params, max_states: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("model", "name"))
 def _evaluate(model: Product, params: Params, name: str) -> Array:
-    return _METHODS[name].log_z(model, widen(params))
+    return _METHODS[name].log_z(model, in_default_float(params))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "name"))
 def _sample(rng_key: Array, model: Product, params: Params, name: str) -> Event:
     draw = _METHODS[name].sample
     assert draw is not None
-    return draw(rng_key, model, widen(params))
+    return draw(rng_key, model, in_default_float(params))
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _probabilities(model: Product, params: Params) -> Array:
-    return jax.nn.softmax(enumeration.visible_table(model, widen(params)))
+    return jax.nn.softmax(enumeration.visible_table(model, in_default_float(params)))
 
 
 def _method(caller: str, model: Product, max_states: int) -> str:

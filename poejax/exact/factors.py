@@ -35,7 +35,7 @@ def params_at(params: Params, path: tuple[str, ...]) -> tuple[Params, Array | No
     return combine.split_present(params)
 
 
-def widen(params: Params) -> Params:
+def in_default_float(params: Params) -> Params:
     """Return the parameters in JAX's default float, or wider: sums and inverses need its digits."""
 
     def one(leaf: Array) -> Array:

@@ -16,7 +16,8 @@ from poejax.product import Product
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Gaussian as FullGaussian
 from poejax.units import StandardGaussian, Unit
-from poejax.units.base import divide_index
+from poejax.units._index import divide_index
+from poejax.units.base import widen
 from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit
 
 
@@ -66,9 +67,7 @@ def log_z(model: Product, params: Params) -> Array:
 def sample(rng_key: Array, model: Product, params: Params) -> Event:
     """Draw the finite latents, the Gaussian ones given them, and one event given both."""
     index_key, latent_key, visible_key = jax.random.split(rng_key, 3)
-    log_weights = table(
-        lambda i: _log_weight(model, params, i), _count(model), _width(model)
-    )
+    log_weights = table(lambda i: _log_weight(model, params, i), _count(model), _width(model))
     _, field = _finite(model, params, draw_index(index_key, log_weights))
     coupling = _coupling(model, params)
     if coupling is not None:
@@ -168,6 +167,7 @@ def _coupling(model: Product, params: Params) -> Coupling | None:
     for expert, path in _split(model)[1]:
         assert isinstance(expert, HiddenBank)
         own, present = params_at(params, path)
+        own = widen(own)
         beta = get_beta(own)
         b = expert.hidden.field(own["b"])
         bank = Coupling(beta * b, beta * own["w"], jnp.full_like(b, HALF_LOG_2PI))

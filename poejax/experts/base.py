@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from poejax import _checks
 from poejax._numerics import map_rows
 from poejax.experts.tails import Tails
 from poejax.types import Array, Event, Field, Latent, Params
@@ -51,9 +53,30 @@ class Expert(abc.ABC):
         """Whether latents set precisions only, so that their mean says nothing of the mean of x."""
         return False
 
+    @property
+    def carries_base_rate(self) -> bool:
+        """Whether `fit` lets the expert take a share of the data's base rates or moments."""
+        return False
+
     @abc.abstractmethod
     def init(self, rng_key: Array) -> Params:
         """Draw initial parameters."""
+
+    def fit(
+        self,
+        rng_key: Array,
+        params: Params,
+        y: Event,
+        share: float,
+        weights: Array | None = None,
+    ) -> Params:
+        """Return a start near a batch `y` [N, ...] in coordinates, from that of `init`.
+
+        An expert that carries the base rates fits them to the power `share`; others keep `params`.
+        `weights` [N] are those of the rows, 1 each when None.
+        """
+        del rng_key, y, share, weights
+        return params
 
     @abc.abstractmethod
     def log_factors(self, params: Params, x: Event) -> Array:
@@ -139,10 +162,18 @@ def statistic_changes(visible: Unit, x: Array, sites: Array, values: Array) -> A
     return at_least_float32(values.reshape(*values.shape[:2], -1) - here[:, None])
 
 
+def require_units(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a block of units, not its size, say."""
+    if not isinstance(value, Unit):
+        raise TypeError(
+            f"{name}: expected units such as units.Bernoulli(784), got {_checks.describe(value)}"
+        )
+
+
 def set_beta(params: Params, beta: Array | float) -> Params:
-    """Return `params` with the leaf `beta` multiplied in, in the parameters' own dtype."""
+    """Return `params` with the leaf `beta` multiplied in, in their dtype or float32 if wider."""
     leaves = jax.tree.leaves(params) or [0.0]  # an expert may have no parameters
-    beta = jnp.asarray(beta, jnp.result_type(*leaves))
+    beta = jnp.asarray(beta, jnp.promote_types(jnp.result_type(*leaves), jnp.float32))
     return params | {"beta": beta * params.get("beta", 1.0)}
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from poejax.experts.base import Expert
 from poejax.types import Array, Event, Field, Latent, Params, PyTree
 from poejax.units import Unit
-from poejax.units.base import divide_index
+from poejax.units._index import divide_index
 
 Items: TypeAlias = tuple[tuple[str, Expert], ...]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
+from poejax import _checks
 from poejax._numerics import map_rows
-from poejax.experts.base import Expert, get_beta, set_beta, statistic_changes
+from poejax.experts.base import Expert, get_beta, require_units, set_beta, statistic_changes
 from poejax.experts.tails import Tails, as_float64, of_hidden_units
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
@@ -46,6 +48,10 @@ class HiddenBank(Expert):
     compute_dtype: str | None = None
 
     def __post_init__(self) -> None:
+        require_units("visible", self.visible)
+        require_units("hidden", self.hidden)
+        if not _checks.is_real(self.init_scale) or not 0 <= self.init_scale < math.inf:
+            raise ValueError(f"init_scale: expected a finite number >= 0, got {self.init_scale!r}")
         if self.compute_dtype not in (None, *_ALGORITHMS):
             raise ValueError(
                 f"compute_dtype: expected None or 'bfloat16', got {self.compute_dtype!r}"

@@ -18,6 +18,7 @@ from poejax.experts.combine import (
 )
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Categorical, Unit
+from poejax.units.base import widen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Mixture(Expert):
         return set_beta(params, beta)
 
     def _log_share(self, params: Params, z: Latent) -> Array:
-        return get_beta(params) * jnp.sum(z["choice"] * jax.nn.log_softmax(params["logits"]))
+        return get_beta(params) * jnp.sum(z["choice"] * self._log_weights(params))
 
     def _choice(self) -> Categorical:
         return Categorical(1, len(self.items))
@@ -152,7 +153,10 @@ class Mixture(Expert):
             jnp.sum(expert.log_factors(self._member(params, name), x))
             for name, expert in self.items
         ]
-        return get_beta(params) * jax.nn.log_softmax(params["logits"]) + jnp.stack(votes)
+        return get_beta(params) * self._log_weights(params) + jnp.stack(votes)
+
+    def _log_weights(self, params: Params) -> Array:
+        return jax.nn.log_softmax(widen(params["logits"]))
 
 
 def mixture(visible: Unit, **experts: Expert) -> Mixture:

@@ -10,6 +10,7 @@ from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.experts.neural import refuse_opaque
 from poejax.experts.tails import Tails, as_float64, raised
 from poejax.types import Array, Event, Field, Latent, Params
+from poejax.units.base import widen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Power(Expert):
 
     def weight(self, params: Params) -> Array:
         """Return the weight w, []."""
-        return params["weight"] if self.signed else jnp.exp(params["log_weight"])
+        return widen(params["weight"]) if self.signed else jnp.exp(widen(params["log_weight"]))
 
     def log_factors(self, params: Params, x: Event) -> Array:
         weight = get_beta(params) * self.weight(params)

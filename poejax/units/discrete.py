@@ -9,13 +9,14 @@ import jax.numpy as jnp
 
 from poejax import _checks
 from poejax.types import Array, Event, Field, Params
+from poejax.units._index import as_index
 from poejax.units.base import (
     Unit,
     VectorUnit,
-    as_index,
     as_float,
     at_least_float32,
     check_batch,
+    mean_of_rows,
     require_values,
 )
 
@@ -25,6 +26,18 @@ def _bits(index: Array, size: int) -> Array:
     bits = (index >> jnp.arange(num_bits, dtype=index.dtype)) & 1
     # Sites beyond the bits of an index are zero for every index that fits.
     return jnp.pad(bits, (0, size - num_bits))
+
+
+def _zero_or_one(v: Array) -> Array:
+    return (v == 0) | (v == 1)
+
+
+def _minus_or_plus_one(v: Array) -> Array:
+    return (v == 1) | (v == -1)
+
+
+def _sums_to_one(v: Array) -> Array:
+    return v.sum(-1) == 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +74,13 @@ class Bernoulli(BinaryUnit):
     def sample(self, rng_key: Array, field: Field) -> Event:
         return jax.random.bernoulli(rng_key, self.mean(at_least_float32(field))).astype(field.dtype)
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
-        p = (1 - smoothing) * jnp.mean(as_float(x), axis=0) + smoothing / 2
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
+        p = (1 - smoothing) * mean_of_rows(x, weights) + smoothing / 2
         return jnp.log(p) - jnp.log1p(-p)
 
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
-        require_values(name, x, lambda v: (v == 0) | (v == 1), "values in {0, 1}", self)
+        require_values(name, x, _zero_or_one, "values in {0, 1}", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +101,12 @@ class Spin(BinaryUnit):
         up = jax.random.bernoulli(rng_key, jax.nn.sigmoid(2 * at_least_float32(field)))
         return jnp.where(up, 1, -1).astype(field.dtype)
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
-        return jnp.arctanh((1 - smoothing) * jnp.mean(as_float(x), axis=0))
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
+        return jnp.arctanh((1 - smoothing) * mean_of_rows(x, weights))
 
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
-        require_values(name, x, lambda v: (v == 1) | (v == -1), "values in {-1, +1}", self)
+        require_values(name, x, _minus_or_plus_one, "values in {-1, +1}", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,16 +186,11 @@ class Categorical(Unit):
         choice = jax.random.categorical(rng_key, at_least_float32(field), axis=-1)
         return jax.nn.one_hot(choice, self.num_classes, dtype=field.dtype)
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
-        mean = jnp.mean(as_float(x), axis=0)
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
+        mean = mean_of_rows(x, weights)
         return jnp.log((1 - smoothing) * mean + smoothing / self.num_classes)
 
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
-        require_values(
-            name,
-            x,
-            lambda v: ((v == 0) | (v == 1)).all(-1) & (v.sum(-1) == 1),
-            "one-hot rows",
-            self,
-        )
+        require_values(name, x, _zero_or_one, "one-hot rows", self)
+        require_values(name, x, _sums_to_one, "one-hot rows", self)
