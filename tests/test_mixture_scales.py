@@ -60,7 +60,9 @@ def assert_is_the_fit(found, covariance, data, scale=1.0, offset=0.0):
     np.testing.assert_allclose(params.log_weights, expected.log_weights, atol=2e-4)
     means = np.asarray(params.means, float)
     step = np.spacing(np.abs(means).max().astype(np.float32)) / scale
-    np.testing.assert_allclose((means - offset) / scale, expected.means, rtol=2e-4, atol=2e-4 + step)
+    np.testing.assert_allclose(
+        (means - offset) / scale, expected.means, rtol=2e-4, atol=2e-4 + step
+    )
     covariances = np.asarray(params.covariances, float) / scale**2
     np.testing.assert_allclose(covariances, expected.covariances, rtol=5e-4, atol=2e-4)
 
