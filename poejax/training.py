@@ -12,8 +12,10 @@ import numpy as np
 import optax
 
 from poejax import _border, _checks, _optimizers, _run_checks, propriety
+from poejax._numerics import add
 from poejax.product import Product, split_coordinates
 from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
+from poejax.units.base import widen
 
 Preprocess = Callable[[Array, PyTree], Event]
 """`(rng_key, rows) -> events`: how stored rows become events, e.g. `datasets.stochastic`.
@@ -28,8 +30,9 @@ class TrainState(NamedTuple):
     """All that the rest of a run depends on, besides its config and data.
 
     step: number of updates made, [].
-    average: moving average of the parameters, None unless asked for.
+    average: moving average of the parameters in float32 or wider, None unless asked for.
     rng_key: the run's key; step keys are folded out of it, so it never changes.
+    average_rest: what is below the average's last digit, lest small updates be lost.
     """
 
     step: Array
@@ -38,6 +41,7 @@ class TrainState(NamedTuple):
     estimator_state: PyTree
     average: Params | None
     rng_key: Array
+    average_rest: Params | None = None
 
 
 class Metrics(NamedTuple):
@@ -103,17 +107,19 @@ def init(
         _run_checks.check_settings(model, _split(params)[0])
         params = jax.tree.map(jnp.asarray, params)
     propriety.require_proper(model, params)
+    trained = _split(params)[0]
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=tx.init(_split(params)[0]),
+        opt_state=tx.init(trained),
         estimator_state=estimator.init(estimator_key, params, x),
-        average=params if average else None,
+        average=_join(widen(trained), params) if average else None,
         rng_key=run_key,
+        average_rest=jax.tree.map(jnp.zeros_like, widen(trained)) if average else None,
     )
     _optimizers.check_needs(
         tx,
-        _split(params)[0],
+        trained,
         state.opt_state,
         lambda: _update(estimator, tx, state, run_key, x, jnp.zeros(())),
     )
@@ -184,7 +190,7 @@ def train_steps(
             lambda: _run_checks.preprocessed(preprocess, state.rng_key, data),
         )
     new_state, metrics, finite = _train_steps(
-        estimator, tx, state, data, batch_size, num_steps, preprocess, average_decay
+        estimator, tx, state, data, batch_size, num_steps, preprocess, 1 - average_decay
     )
     if _checks.is_concrete(finite):
         _require_finite(state, np.asarray(finite))
@@ -212,7 +218,7 @@ def _train_steps(
     batch_size: int,
     num_steps: int,
     preprocess: Preprocess | None,
-    average_decay: Array,
+    average_weight: Array,
 ) -> tuple[TrainState, Metrics, Array]:
     _optimizers.check_state(tx, _split(state.params)[0], state.opt_state)
     mean_weight = jnp.mean(data.weights) if isinstance(data, Weighted) else None
@@ -233,7 +239,7 @@ def _train_steps(
         preprocess_key, grad_key = jax.random.split(jax.random.fold_in(step_key, state.step))
         batch = _run_checks.preprocessed(preprocess, preprocess_key, batch)
         state, metrics, finite = _update(
-            estimator, tx, state, grad_key, batch, average_decay, mean_weight
+            estimator, tx, state, grad_key, batch, average_weight, mean_weight
         )
         if _run_checks.is_unchecked(estimator, preprocess):
             finite = jnp.concatenate([_are_finite(batch).all()[None], finite])
@@ -250,7 +256,7 @@ def _update(
     state: TrainState,
     rng_key: Array,
     batch: Event,
-    average_decay: Array,
+    average_weight: Array,
     mean_weight: Array | None = None,
 ) -> tuple[TrainState, Metrics, Array]:
     grads, estimator_state, info = estimator.grad(
@@ -271,17 +277,20 @@ def _update(
     updates, opt_state = _optimizers.update(tx, grads, state.opt_state, params, info, loss)
     params = optax.apply_updates(params, updates)
     step = state.step + 1
-    average = state.average
+    average, rest = state.average, state.average_rest
     if average is not None:
-        # A fixed decay would remember the initial parameters for 1 / (1 - decay) steps.
-        decay = jnp.minimum(average_decay, (1 + step) / (10 + step))
-        average = jax.tree.map(
-            lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype), _split(average)[0], params
-        )
+        # A fixed weight would remember the initial parameters for 1 / weight steps.
+        weight = jnp.maximum(average_weight, 9 / (10 + step))
+
+        def move(a: Array, rest: Array, p: Array) -> tuple[Array, Array]:
+            return add(a, rest, (weight * ((p - a) - rest)).astype(a.dtype))
+
+        moved = jax.tree.map(move, _split(average)[0], rest, params)
+        average, rest = jax.tree.transpose(jax.tree.structure(rest), None, moved)
         average = _join(average, state.params)
     finite = _are_finite((grads, params))
     params = _join(params, state.params)
-    state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key)
+    state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key, rest)
     return state, Metrics(info, optax.tree.norm(grads)), finite
 
 
