@@ -115,7 +115,9 @@ def real_functions() -> Iterator[tuple[str, Function]]:
     yield "kmeans", Function(("x",), lambda x: mixtures.kmeans(KEY, x, 2), _nearest)
     yield (
         "fit_em",
-        Function(("x",), lambda x: mixtures.fit_em(KEY, x, 1, ridge=1e-9)[0], _one_gaussian),
+        Function(
+            ("x", "ridge"), lambda x: mixtures.fit_em(KEY, x, 1, ridge=1e-9)[0], _one_gaussian
+        ),
     )
     yield "init_from", Function(("data",), lambda x: REAL.init_from(KEY, x), _coordinates)
     yield (
