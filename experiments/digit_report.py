@@ -1,28 +1,31 @@
-"""Figures and numbers of a binary model of digits: what is watched, evaluated and drawn."""
+"""Figures and numbers of an RBM of digits or other data: what is watched, evaluated and drawn."""
 
 from __future__ import annotations
 
 import functools
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 import poejax as pj
-from experiments import runs
-from poejax import datasets, plotting, training
+from experiments import own_data, runs
+from poejax import plotting
 from poejax.types import Array, Params
 
 _MONITORED = 500
 _PSEUDO_SITES = 20
+_TABLE_CHAINS = 500
 _PANELS = {
     "pseudo-log-likelihood (nats)": [
         "train_pseudo_log_likelihood",
         "validation_pseudo_log_likelihood",
     ],
+    "score matching loss": ["train_score_matching", "validation_score_matching"],
     "free energy gap (nats)": ["free_energy_gap"],
     "squared error per pixel": ["reconstruction_error"],
     "examples per second": ["examples_per_second"],
@@ -30,40 +33,44 @@ _PANELS = {
 
 
 class Monitor:
-    """Cheap figures on fixed examples, after Hinton (2010), sections 5, 6 and 15."""
+    """Cheap figures on fixed examples, after Hinton (2010), sections 5, 6 and 15.
 
-    def __init__(
-        self,
-        model: pj.Product,
-        data: datasets.Dataset,
-        preprocess: training.Preprocess,
-        seed: int,
-    ) -> None:
+    Of real values the loss of score matching stands in for the pseudo-log-likelihood: it ranks
+    models without log Z too, and is to be low.
+    """
+
+    def __init__(self, model: pj.Product, data: own_data.Data, seed: int) -> None:
         """Binarise the examples to watch once."""
         key = jax.random.key(seed)
         keys = jax.random.split(jax.random.fold_in(key, 0xA1), 3)
         self.model = model
-        self.train = preprocess(keys[0], jnp.asarray(data.train.images[:_MONITORED]))
-        self.validation = preprocess(keys[1], jnp.asarray(data.validation.images[:_MONITORED]))
+        self.train = data.preprocess(keys[0], jnp.asarray(data.train[:_MONITORED]))
+        self.validation = data.preprocess(keys[1], jnp.asarray(data.validation[:_MONITORED]))
         self.key = keys[2]
+        self.score = "score_matching" if data.coordinates else "pseudo_log_likelihood"
+        self.best_metric = f"validation_{self.score}"
+        self.best_mode: Literal["max", "min"] = "min" if data.coordinates else "max"
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Return the figures; pseudo-log-likelihoods in nats per example."""
-        figures = _monitor(self.model, params, self.train, self.validation, self.key)
+        figures = _monitor(self.model, self.score, params, self.train, self.validation, self.key)
         return {name: float(value) for name, value in figures.items()}
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(jax.jit, static_argnames=("model", "score"))
 def _monitor(
-    model: pj.Product, params: Params, train: Array, validation: Array, key: Array
+    model: pj.Product, score: str, params: Params, train: Array, validation: Array, key: Array
 ) -> dict[str, Array]:
-    def pseudo(x: Array) -> Array:
+    num_sites = min(_PSEUDO_SITES, model.visible.num_sites)
+
+    def scored(x: Array) -> Array:
         # The same sites at every report, so that its changes are the model's.
         keys = jax.random.split(key, x.shape[0])
+        if score == "score_matching":
+            loss = pj.estimators.score_matching(model, num_sites).loss
+            return jax.vmap(lambda k, row: loss(k, params, row))(keys, x).mean()
         return jax.vmap(
-            lambda k, row: pj.diagnostics.pseudo_log_likelihood(
-                k, model, params, row, min(_PSEUDO_SITES, row.size)
-            )
+            lambda k, row: pj.diagnostics.pseudo_log_likelihood(k, model, params, row, num_sites)
         )(keys, x).mean()
 
     def density(x: Array) -> Array:
@@ -71,8 +78,8 @@ def _monitor(
 
     reconstructed = jax.vmap(functools.partial(pj.inference.reconstruct, model, params))(validation)
     return {
-        "train_pseudo_log_likelihood": pseudo(train),
-        "validation_pseudo_log_likelihood": pseudo(validation),
+        f"train_{score}": scored(train),
+        f"validation_{score}": scored(validation),
         "reconstruction_error": jnp.mean((reconstructed - validation) ** 2),
         "free_energy_gap": density(train) - density(validation),
     }
@@ -80,8 +87,10 @@ def _monitor(
 
 def live_figures(record: dict[str, Any]) -> dict[str, str]:
     """Return the figures shown beside the progress bar."""
+    scores = {"pseudo-ll": "pseudo_log_likelihood", "score": "score_matching"}
+    score = {k: record[f"validation_{v}"] for k, v in scores.items() if f"validation_{v}" in record}
     return {
-        "pseudo-ll": f"{record['validation_pseudo_log_likelihood']:.1f}",
+        **{name: f"{value:.1f}" for name, value in score.items()},
         "recon": f"{record['reconstruction_error']:.4f}",
         "gap": f"{record['free_energy_gap']:.1f}",
         "ex/s": f"{record['examples_per_second']:.0f}",
@@ -91,19 +100,21 @@ def live_figures(record: dict[str, Any]) -> dict[str, str]:
 def evaluate(
     model: pj.Product,
     params: Params,
-    data: datasets.Dataset,
-    preprocess: training.Preprocess,
+    data: own_data.Data,
     betas: Array,
     num_chains: int,
     sample_steps: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Estimate log Z by AIS, forward and in reverse, and the log-likelihood of every split."""
+    """Estimate log Z by AIS, forward and in reverse, and the log-likelihood of every split.
+
+    Log-likelihoods are in the units of the data; log Z is that of the model, in its coordinates.
+    """
     start = time.perf_counter()
     key = jax.random.fold_in(jax.random.key(seed), 0xA15)
     train_key, test_key, ais_key, chain_key, reverse_key = jax.random.split(key, 5)
-    x_train = preprocess(train_key, jnp.asarray(data.train.images))
-    x_test = preprocess(test_key, jnp.asarray(data.test.images))
+    x_train = data.preprocess(train_key, jnp.asarray(data.train))
+    x_test = data.preprocess(test_key, jnp.asarray(data.test))
     base = pj.evidence.base_rate(model, x_train)
     # From the data, where the chains are soon at equilibrium; in turn, if there are few.
     starts = x_train[jnp.arange(num_chains) % x_train.shape[0]]
@@ -112,6 +123,7 @@ def evaluate(
         "": _anneal(ais_key, model, params, base, betas, num_chains, None),
         "reverse_": _anneal(reverse_key, model, params, base, betas, num_chains, fantasies),
     }
+    shift = data.log_volume  # density in the coordinates of the model, to density in the data's
     results: dict[str, Any] = {"ais_chains": num_chains, "ais_steps": int(betas.shape[0]) - 1}
     for side, estimate in log_z.items():
         results[f"{side}log_z"] = float(estimate.log_z)
@@ -119,8 +131,8 @@ def evaluate(
         results[f"{side}ais_ess"] = float(estimate.ess)
         for split, x in (("train", x_train), ("test", x_test)):
             likelihood = pj.evidence.log_likelihood(model, params, x, estimate)
-            interval = [float(likelihood.ci_low), float(likelihood.ci_high)]
-            results[f"{side}{split}_log_likelihood"] = float(likelihood.mean)
+            interval = [float(end) - shift for end in (likelihood.ci_low, likelihood.ci_high)]
+            results[f"{side}{split}_log_likelihood"] = float(likelihood.mean) - shift
             results[f"{side}{split}_interval"] = interval
             results[f"{split}_examples"] = int(x.shape[0])
     results["evaluation_seconds"] = round(time.perf_counter() - start, 1)
@@ -165,8 +177,7 @@ def table(results: dict[str, Any]) -> str:
         f"log Z = {results['log_z']:.2f} ± {results['log_z_std_err']:.2f}, in reverse "
         f"{results['reverse_log_z']:.2f} ± {results['reverse_log_z_std_err']:.2f}; "
         f"{results['ais_steps']} temperatures",
-        f"binarisation {results['binarization']}, seed {results['seed']}, "
-        f"{results['steps']} updates",
+        f"{_units(results)}, seed {results['seed']}, {results['steps']} updates",
         f"training {results['training_seconds']:.0f} s "
         f"({results['examples_per_second']:.0f} examples/s), evaluation "
         f"{results['evaluation_seconds']:.0f} s; {results['machine']}",
@@ -174,42 +185,85 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _units(results: dict[str, Any]) -> str:
+    """Say what the events are, on which a log-likelihood depends."""
+    kind = results.get("data", {}).get("values", "intensities")
+    if kind == "intensities":
+        return f"binarisation {results['binarization']}"
+    if kind == "reals":
+        return "densities in the units of the file, log Z in those of standardised columns"
+    return f"{kind} as they are"
+
+
 def draw(
     directory: Path,
     model: pj.Product,
     params: Params,
-    data: datasets.Dataset,
-    preprocess: training.Preprocess,
+    data: own_data.Data,
     records: list[dict[str, Any]],
     sample_steps: int,
     seed: int,
 ) -> None:
-    """Draw filters, samples beside digits, reconstructions and learning curves as PNG files."""
+    """Draw PNG files: learning curves, and images or, of other data, marginals and moments."""
     key = jax.random.fold_in(jax.random.key(seed), 0xF16)
     binary_key, start_key, chain_key = jax.random.split(key, 3)
-    shown = preprocess(binary_key, jnp.asarray(data.test.images[:64]))
-    starts = jax.vmap(model.init_visible)(jax.random.split(start_key, 64))
+    num_chains = _TABLE_CHAINS if data.shape is None else 64
+    starts = jax.vmap(model.init_visible)(jax.random.split(start_key, num_chains))
     samples = sample(chain_key, model, params, sample_steps, starts)
+    if data.shape is None:
+        figures = table_figures(data, samples, sample_steps)
+    else:
+        shown = data.preprocess(binary_key, jnp.asarray(data.test[:64]))
+        figures = image_figures(model, params, data, data.shape, shown, samples, sample_steps)
+    panels = {}
+    for label, names in _PANELS.items():
+        if any(name in record for record in records for name in names):
+            panels[label if data.shape else label.replace("pixel", "value")] = names
+    if panels:
+        figures["curves"] = plotting.learning_curves(records, panels, x="epoch")
+    for name, figure in figures.items():
+        plotting.save(figure, directory / f"{name}.png")
+
+
+def image_figures(
+    model: pj.Product,
+    params: Params,
+    data: own_data.Data,
+    shape: tuple[int, int],
+    shown: Array,
+    samples: Array,
+    sample_steps: int,
+) -> dict[str, Figure]:
+    """Draw filters, samples beside images and reconstructions."""
     # Pixel probabilities, the way samples of RBMs are usually shown.
     reconstruct = jax.vmap(functools.partial(pj.inference.reconstruct, model, params))
-    samples, reconstructed = reconstruct(samples), reconstruct(shown[:10])
-    plotting.save(
-        plotting.filters(np.asarray(params["hidden"]["w"]), data.shape), directory / "filters.png"
+    means, reconstructed = reconstruct(samples), reconstruct(shown[:10])
+    what = "values" if data.coordinates else "probabilities"
+    held_out = "test digits, binarised" if not data.description else "test images"
+    labels = (held_out, f"{what} after {sample_steps} Gibbs sweeps")
+    values = [data.to_values(x) for x in (shown, means, shown[:10], reconstructed)]
+    return {
+        "filters": plotting.filters(np.asarray(params["hidden"]["w"]), shape),
+        "samples": plotting.samples_beside(values[0], values[1], shape, labels=labels),
+        "reconstructions": plotting.reconstructions(values[2], values[3], shape),
+    }
+
+
+def table_figures(data: own_data.Data, samples: Array, sample_steps: int) -> dict[str, Figure]:
+    """Draw histograms of columns, and moments of all columns, of data and samples."""
+    x = data.preprocess(jax.random.key(0), jnp.asarray(data.train))
+    labels = (f"{len(x)} training rows", f"{len(samples)} samples, {sample_steps} Gibbs sweeps")
+    real, drawn = data.to_values(x), data.to_values(samples)
+    flat, flat_drawn = (
+        np.asarray(x.reshape(len(x), -1)),
+        np.asarray(samples.reshape(len(samples), -1)),
     )
-    plotting.save(
-        plotting.samples_beside(
-            np.asarray(shown),
-            np.asarray(samples),
-            data.shape,
-            labels=("test digits, binarised", f"probabilities after {sample_steps} Gibbs sweeps"),
-        ),
-        directory / "samples.png",
-    )
-    plotting.save(
-        plotting.reconstructions(np.asarray(shown[:10]), np.asarray(reconstructed), data.shape),
-        directory / "reconstructions.png",
-    )
-    plotting.save(plotting.learning_curves(records, _PANELS, x="epoch"), directory / "curves.png")
+    of = "standardised columns" if data.coordinates else "columns"
+    of = "indicators of categories" if data.levels is not None else of
+    return {
+        "marginals": plotting.marginals(real, drawn, names=data.names, labels=labels),
+        "moments": plotting.moments(flat, flat_drawn, labels=labels, title=f"{flat.shape[1]} {of}"),
+    }
 
 
 def sample(

@@ -1,15 +1,18 @@
-"""Train a binary RBM on handwritten digits, estimate its likelihood, draw what it learned.
+"""Train an RBM on digits or on data of your own, estimate its likelihood, draw what it learned.
 
-    python -m experiments.mnist_rbm                  # 5,000 embedded MNIST digits
-    python -m experiments.mnist_rbm --preset full    # all 60,000, 500 hidden units
+    python -m experiments.mnist_rbm                      # 5,000 embedded MNIST digits
+    python -m experiments.mnist_rbm --preset full        # all 60,000, 500 hidden units
+    python -m experiments.mnist_rbm --data FILE          # .npy, .npz, .csv, IDX, or four IDX files
+    python -m experiments.mnist_rbm --resume --workdir W # goes on with the run in W, bitwise
 
 Writes to the working directory: config.json, metrics.jsonl, checkpoints/, params/, results.json,
-figures/. A killed run goes on bitwise with --resume.
+figures/, and data.json about data of your own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from pathlib import Path
@@ -20,8 +23,8 @@ import jax.numpy as jnp
 import optax
 
 import poejax as pj
-from experiments import digit_report, rbm_recipe, runs
-from poejax import checkpoint, datasets, training
+from experiments import digit_report, own_data, rbm_recipe, runs
+from poejax import checkpoint, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,10 @@ class Config:
     """Defaults of all other options."""
     dataset: Literal["mnist5k", "mnist", "digits"] = "mnist5k"
     """mnist5k and digits need no download."""
+    data: Path | None = None
+    """A file of rows to learn instead, or a folder with the four IDX files of a set like MNIST."""
+    visible: own_data.Units | None = None
+    """What the values of that file are; by default found from them, and said."""
     num_validation: int = 500
     """Training digits of mnist held out to watch; the other data sets have splits of their own."""
     binarization: Literal["stochastic", "threshold"] = "stochastic"
@@ -47,11 +54,13 @@ class Config:
     num_gibbs_steps: int = 1
     """Gibbs sweeps per update, the k of CD-k and PCD-k."""
     num_epochs: int = 100
-    """Passes over the training set."""
+    """Passes over the training set. A run that is resumed with more of them goes on training, at
+    the rates that the longer schedule has from there on."""
     batch_size: int = 100
     """Examples per update."""
     learning_rate: float = 0.1
-    """Held for the first 30 % of the updates, then lowered linearly to 2 % of itself."""
+    """Held for the first 30 % of the updates, then lowered linearly to 2 % of itself. Of SGD; real
+    values are learned by Adam at a hundredth of it."""
     weight_decay: float = 1e-4
     """L2 rate on the weight matrix; biases are spared."""
     average_decay: float = 0.999
@@ -69,7 +78,8 @@ class Config:
     workdir: Path | None = None
     """Where the run lives; runs/mnist_rbm/PRESET-seedN unless given."""
     resume: bool = False
-    """Go on with the run in workdir."""
+    """Go on with the run in workdir, with its config. Epochs may be added, and what the evaluation
+    depends on (ais_chains, ais_steps, sample_steps) may change."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any work is done."""
@@ -120,29 +130,35 @@ PRESETS = {
 class Problem:
     """A config made concrete: data, model and learning rule."""
 
-    data: datasets.Dataset
+    data: own_data.Data
     model: pj.Product
     estimator: pj.types.Estimator
     tx: optax.GradientTransformation
-    preprocess: training.Preprocess
     steps_per_epoch: int
 
 
 def build(config: Config) -> Problem:
     """Load the data and build model, estimator and optimizer."""
-    data = runs.load(config.dataset, config.num_validation)
-    num_rows, num_visible = data.train.images.shape
-    if config.batch_size > num_rows:
+    if config.data is not None:
+        data = own_data.load(
+            config.data, config.visible, config.binarization, config.num_validation
+        )
+    elif config.visible is not None:
+        raise ValueError("visible: expected a file in --data that it speaks of, got none")
+    else:
+        loaded = runs.load(config.dataset, config.num_validation)
+        data = own_data.built_in(loaded, config.binarization)
+    if config.batch_size > (num_rows := len(data.train)):
         raise ValueError(f"batch_size: expected at most {num_rows}, got {config.batch_size}")
-    model = pj.models.rbm(num_visible, config.num_hidden)
+    model = rbm_recipe.make_model(data.visible, config.num_hidden)
     estimator = rbm_recipe.make_estimator(
         model, config.estimator, config.num_chains, config.num_gibbs_steps, config.centered
     )
     steps_per_epoch = num_rows // config.batch_size
     num_steps = config.num_epochs * steps_per_epoch
-    tx = rbm_recipe.optimizer(config.learning_rate, config.weight_decay, num_steps)
-    preprocess = getattr(datasets, config.binarization)
-    return Problem(data, model, estimator, tx, preprocess, steps_per_epoch)
+    optimizer = rbm_recipe.optimizer_of_reals if data.coordinates else rbm_recipe.optimizer
+    tx = optimizer(config.learning_rate, config.weight_decay, num_steps)
+    return Problem(data, model, estimator, tx, steps_per_epoch)
 
 
 def initial_state(config: Config, problem: Problem) -> training.TrainState:
@@ -152,8 +168,8 @@ def initial_state(config: Config, problem: Problem) -> training.TrainState:
         problem.model,
         problem.estimator,
         problem.tx,
-        jnp.asarray(problem.data.train.images),
-        problem.preprocess,
+        jnp.asarray(problem.data.train),
+        problem.data.preprocess,
     )
 
 
@@ -167,10 +183,10 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
         state = checkpoint.restore(directory, state)
     step = int(state.step)
     log = runs.MetricsLog(workdir / "metrics.jsonl", step)
-    seconds = log.records[-1]["seconds"] if log.records else 0.0
+    seconds = log.last("seconds", step)
 
-    monitor = digit_report.Monitor(problem.model, problem.data, problem.preprocess, config.seed)
-    images = jnp.asarray(problem.data.train.images)
+    monitor = digit_report.Monitor(problem.model, problem.data, config.seed)
+    rows = jnp.asarray(problem.data.train)
     total = config.num_epochs * problem.steps_per_epoch
     chunk = config.epochs_per_report * problem.steps_per_epoch
     with runs.progress(total, "training", "step", initial=step) as bar:
@@ -180,10 +196,10 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
                 problem.estimator,
                 problem.tx,
                 state,
-                images,
+                rows,
                 config.batch_size,
                 min(chunk, total - step),
-                preprocess=problem.preprocess,
+                preprocess=problem.data.preprocess,
                 average_decay=config.average_decay,
             )
             elapsed = time.perf_counter() - start
@@ -204,7 +220,8 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
                 state,
                 config=runs.jsonable(config),
                 metrics=record,
-                best_metric="validation_pseudo_log_likelihood",
+                best_metric=monitor.best_metric,
+                best_mode=monitor.best_mode,
             )
             bar.update(taken)
             bar.set_postfix(digit_report.live_figures(record), refresh=False)
@@ -220,11 +237,25 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
     Raises:
       FileExistsError: if a run lies in `workdir` and `config.resume` is not set.
-      ValueError: if it has another config, or the config fits no data set.
+      FileNotFoundError: if none does and it is set, or there are no such data.
+      ValueError: if it has another config or other data, or the config fits no data set.
       FloatingPointError: if training diverges; the last good checkpoint stays.
     """
+    workdir = workdir.expanduser()
+    if config.data is not None:
+        config = dataclasses.replace(config, data=config.data.expanduser().absolute())
     problem = build(config)
-    runs.open_workdir(workdir, config, config.resume, unchecked=("workdir", "resume"))
+    taken = (checkpoint.latest_step(workdir / "checkpoints") or 0) / problem.steps_per_epoch
+    if config.resume and config.num_epochs < taken:
+        raise ValueError(
+            f"num_epochs: expected at least {taken:g}, which the run in {workdir} has taken, got "
+            f"{config.num_epochs}"
+        )
+    adjustable = ("num_epochs", "ais_chains", "ais_steps", "sample_steps")
+    runs.open_workdir(workdir, config, config.resume, ("workdir", "resume"), adjustable)
+    if description := problem.data.description:
+        own_data.require_same(workdir / "data.json", description)
+        print(own_data.said(problem.data))
     state, records = train(config, problem, workdir)
     checkpoint.save_params(
         workdir / "params", state.average, config=runs.jsonable(config), overwrite=True
@@ -238,27 +269,28 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         problem.model,
         state.average,
         problem.data,
-        problem.preprocess,
         betas,
         config.ais_chains,
         config.sample_steps,
         config.seed,
     )
+    seconds = records[-1]["seconds"] if records else math.nan  # metrics.jsonl may have been lost
     results |= {
         "binarization": config.binarization,
         "seed": config.seed,
         "steps": int(state.step),
-        "training_seconds": records[-1]["seconds"],
-        "examples_per_second": int(state.step) * config.batch_size / records[-1]["seconds"],
+        "training_seconds": seconds,
+        "examples_per_second": int(state.step) * config.batch_size / seconds,
         "machine": runs.machine(),
     }
+    if description:
+        results["data"] = description
     runs.write_json(workdir / "results.json", results)
     digit_report.draw(
         workdir / "figures",
         problem.model,
         state.average,
         problem.data,
-        problem.preprocess,
         records,
         config.sample_steps,
         config.seed,
@@ -266,15 +298,20 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     return results
 
 
+def default_workdir(config: Config) -> Path:
+    """Return where a run lives that states no workdir."""
+    of = "" if config.data is None else f"{config.data.stem}-"
+    return Path("runs") / "mnist_rbm" / f"{of}{config.preset}-seed{config.seed}"
+
+
 @runs.command
 def main() -> int:
     """Run from the command line; returns the exit status."""
-    config = runs.parse(PRESETS, __doc__ or "")
-    name = f"{config.preset}-seed{config.seed}"
-    workdir = config.workdir or Path("runs") / "mnist_rbm" / name
-    results = train_and_evaluate(config, workdir)
+    config = runs.parse(PRESETS, __doc__ or "", name=default_workdir)
+    assert config.workdir is not None
+    results = train_and_evaluate(config, config.workdir)
     print(digit_report.table(results))
-    print(f"figures, parameters and metrics: {workdir}")
+    print(f"figures, parameters and metrics: {config.workdir}")
     return 0
 
 

@@ -187,7 +187,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     # Before the folder is made: data that cannot be read should leave nothing behind.
     data = load(config, seed=0)
     white = ica.whitening(data.train, config.num_components)
-    runs.open_workdir(workdir, config, resume=True, unchecked=("workdir",))
+    runs.open_workdir(workdir, config, resume=None, unchecked=("workdir",))
     size, learner, judge = (
         config.num_components,
         Learner(config),

@@ -115,6 +115,14 @@ def as_bits(rng_key: Array, images: Array) -> Array:
     return images.astype(jnp.result_type(float))
 
 
+def make_model(visible: pj.units.Unit, num_hidden: int) -> pj.Product:
+    """Build the RBM of any visible units with binary hidden ones."""
+    if isinstance(visible, pj.units.Bernoulli):
+        return pj.models.rbm(visible.size, num_hidden)
+    hidden = pj.experts.HiddenBank(visible, pj.units.Bernoulli(num_hidden))
+    return pj.product(visible, bias=pj.experts.Bias(visible), hidden=hidden)
+
+
 def make_estimator(
     model: pj.Product, rule: str, num_chains: int, num_gibbs_steps: int, centered: bool
 ) -> Estimator:
@@ -131,17 +139,34 @@ def optimizer(
     learning_rate: float, weight_decay: float, num_steps: int
 ) -> optax.GradientTransformation:
     """Build plain SGD whose rate is held for 30 % of the updates, then lowered linearly to 2 %."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=training.weights_only),
+        optax.sgd(_held_then_lowered(learning_rate, num_steps)),
+    )
+
+
+def optimizer_of_reals(
+    learning_rate: float, weight_decay: float, num_steps: int
+) -> optax.GradientTransformation:
+    """Build Adam on clipped gradients, at a hundredth of the rate that SGD takes on bits.
+
+    Gradients of precisions and of weights to real units have no bound; plain SGD diverges.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.add_decayed_weights(weight_decay, mask=training.weights_only),
+        optax.adam(_held_then_lowered(0.01 * learning_rate, num_steps)),
+    )
+
+
+def _held_then_lowered(learning_rate: float, num_steps: int) -> optax.Schedule:
     held = int(0.3 * num_steps)
-    schedule = optax.join_schedules(
+    return optax.join_schedules(
         [
             optax.constant_schedule(learning_rate),
             optax.linear_schedule(learning_rate, 0.02 * learning_rate, num_steps - held),
         ],
         [held],
-    )
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=training.weights_only),
-        optax.sgd(schedule),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import platform
@@ -18,15 +17,37 @@ import jax
 import tyro
 from tqdm.auto import tqdm
 
+from experiments.workdirs import MetricsLog as MetricsLog
+from experiments.workdirs import jsonable as jsonable
+from experiments.workdirs import open_workdir as open_workdir
+from experiments.workdirs import read_json as read_json
+from experiments.workdirs import stored_config
+from experiments.workdirs import write_json as write_json
 from poejax import datasets
 
 ConfigT = TypeVar("ConfigT")
 
 
 def parse(
-    presets: Mapping[str, ConfigT], description: str, args: list[str] | None = None
+    presets: Mapping[str, ConfigT],
+    description: str,
+    args: list[str] | None = None,
+    name: Callable[[ConfigT], Path] | None = None,
 ) -> ConfigT:
-    """Parse a typed command line whose `--preset` chooses the defaults of all other options."""
+    """Parse a typed command line whose `--preset` chooses the defaults of all other options.
+
+    Args:
+      presets: configs by name, the first one for when none is chosen.
+      description: help of the command line.
+      args: the command line, that of the process when None.
+      name: the workdir of a config that states none. If given, the config has fields `workdir` and
+        `resume`, the workdir returned is never None, and the run that lies there takes the place
+        of the preset where `resume` is set.
+
+    Raises:
+      FileNotFoundError: if a run is to be resumed and none lies there.
+      ValueError: if an option is empty or not finite, or that run's config cannot be read.
+    """
     args = sys.argv[1:] if args is None else args
     preset = next(iter(presets))
     for i, arg in enumerate(args):
@@ -34,7 +55,22 @@ def parse(
             preset = args[i + 1]
         elif arg.startswith("--preset="):
             preset = arg.removeprefix("--preset=")
-    default = presets.get(preset, next(iter(presets.values())))
+        if arg == "" or (arg.startswith("--") and arg.endswith("=")):
+            # A path of no characters would be the current folder.
+            option = (arg or args[i - 1]).strip("-=").replace("-", "_")
+            raise ValueError(f"{option}: expected a value, got an empty one")
+    config = _parse(presets.get(preset, next(iter(presets.values()))), description, args)
+    if name is None:
+        return config
+    found: Any = config
+    workdir = found.workdir or name(config)
+    if found.resume:
+        # What the run was started with, but for what this command line says.
+        found = _parse(stored_config(type(config), workdir), description, args)
+    return dataclasses.replace(found, workdir=workdir)
+
+
+def _parse(default: ConfigT, description: str, args: list[str]) -> ConfigT:
     config = tyro.cli(
         type(default),
         default=default,
@@ -46,98 +82,10 @@ def parse(
         # NaN would pass any check for what is too large or too small.
         if not all(math.isfinite(v) for v in jax.tree.leaves(value) if isinstance(v, float)):
             raise ValueError(f"{name}: expected finite numbers, got {value}")
-    return config
-
-
-def open_workdir(workdir: Path, config: Any, resume: bool, unchecked: tuple[str, ...]) -> None:
-    """Create `workdir`, or check that what lies there is this very run.
-
-    Args:
-      workdir: directory of the run.
-      config: frozen dataclass; written to config.json.
-      resume: whether the caller means to go on with a run that lies there.
-      unchecked: fields that may differ when resuming.
-
-    Raises:
-      FileExistsError: if a run lies there and `resume` is False.
-      ValueError: if the run that lies there has another config; names the fields.
-    """
-    path = workdir / "config.json"
-    fields = {k: v for k, v in jsonable(config).items() if k not in unchecked}
-    if not path.exists() and (workdir / "results.json").exists():
-        raise FileExistsError(
-            f"workdir: {workdir} holds results of something else, without config.json; pass another"
-        )
-    if path.exists():
-        if not resume:
-            raise FileExistsError(
-                f"workdir: {workdir} holds a run already; pass --resume to go on with it, or "
-                "another --workdir"
-            )
-        found = read_json(path)
-        changed = [k for k in sorted(fields.keys() | found.keys()) if fields.get(k) != found.get(k)]
-        if changed:
-            listed = ", ".join(f"{k}={fields.get(k)!r} (was {found.get(k)!r})" for k in changed)
-            raise ValueError(f"resume: the run in {workdir} has another config: {listed}")
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, fields)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read an object from a JSON file.
-
-    Raises:
-      ValueError: if the file holds none, e.g. because it was cut short; names it.
-    """
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got what cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}")
-    return found
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, null for NaN; a kill leaves the old file or the new one, never half of one."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(_without_nan(value), indent=2) + "\n")
-    os.replace(partial, path)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-class MetricsLog:
-    """Lines of JSON, one record each, in step order without repeats after a resume."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        """Open `path`, dropping what a killed run logged after the checkpoint at `step`."""
-        self.path = path
-        self.records: list[dict[str, Any]] = []
-        lines = path.read_text().splitlines() if path.exists() else []
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line that was being written at the kill
-            if record["step"] <= step:
-                self.records.append(record)
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(r) + "\n" for r in self.records))
-        os.replace(partial, path)
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Add one record, on disk before the call returns."""
-        self.records.append(record)
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+    # Shells leave the ~ of --workdir=~/runs as it is.
+    values: Any = vars(config)
+    paths = {name: p.expanduser() for name, p in values.items() if isinstance(p, Path)}
+    return dataclasses.replace(config, **paths) if paths else config  # type: ignore[type-var]
 
 
 def progress(total: int, description: str, unit: str, initial: int = 0) -> Any:
@@ -160,17 +108,6 @@ def machine() -> str:
     return f"{jax.device_count()} {device.platform} device(s), {cpus}, jax {jax.__version__}, " + (
         f"Python {platform.python_version()}"
     )
-
-
-def jsonable(config: Any) -> dict[str, Any]:
-    """Return the fields of a config dataclass as JSON holds them."""
-
-    def as_json(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [as_json(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {k: as_json(v) for k, v in dataclasses.asdict(config).items()}
 
 
 def load(name: str, num_validation: int) -> datasets.Dataset:

@@ -146,7 +146,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
       ValueError: if `workdir` holds a study with another config.
       FloatingPointError: if a rule diverges.
     """
-    runs.open_workdir(workdir, config, resume=True, unchecked=("workdir",))
+    runs.open_workdir(workdir, config, resume=None, unchecked=("workdir",))
     size = config.num_sources
     model = ica.student_t_product(size, size, config.exponent, scale=1.0)
     # One optimizer for all runs, so that each rule is compiled once.

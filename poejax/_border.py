@@ -10,7 +10,7 @@ import functools
 import math
 import weakref
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from poejax import _foreign
 
 Holds = Callable[[Any], Any]
 """A condition on an array, NumPy's or JAX's, elementwise or by rows; a function of a module."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _CHUNK = 2**18  # elements: what is computed of them stays in the cache
 _SMALL = 2**20  # bytes
@@ -113,9 +115,10 @@ def survives(name: str, x: Any, real: bool = False) -> None:
         limit = float(f"{math.sqrt(limit) * 0.99:.1e}")
     if _reaches(x.dtype, limit) and (place := first_failure(x, _within(limit))) is not None:
         what = f"whose squares {computed} holds" if real else f"as {computed} holds them"
+        or_x64 = ", or set jax_enable_x64" if computed.itemsize == 4 else ""
         raise ValueError(
             f"{name}: expected magnitudes of at most {limit:.1e}, {what}, got "
-            f"{entry(x, place)}{where(place, x.ndim)}; rescale the column{_OR_X64[computed.itemsize == 4]}"
+            f"{entry(x, place)}{where(place, x.ndim)}; rescale the column{or_x64}"
         )
     if real and computed.itemsize == 4 and _may_round(x):
         _require_digits(name, _host(x))
@@ -202,13 +205,19 @@ def events(name: str, unit: Any, x: Any) -> Any:
     return x
 
 
+def is_on_device(x: Any) -> bool:
+    """Whether all leaves of `x` are arrays of JAX with values, which are immutable."""
+    leaves = jax.tree.leaves(x)
+    return all(isinstance(leaf, jax.Array) and not is_abstract(leaf) for leaf in leaves)
+
+
 def once(x: Any, what: Hashable, check: Callable[[], None]) -> None:
     """Run `check` unless all leaves of `x` are device arrays that passed the check `what` before.
 
     They are immutable, so that a loop of calls with the same data pays for one.
     """
     leaves = jax.tree.leaves(x)
-    if not leaves or not all(isinstance(v, jax.Array) and not is_abstract(v) for v in leaves):
+    if not is_on_device(x):
         return check()
     key = (tuple(map(id, leaves)), jax.tree.structure(x), what)
     if (found := _passed.get(key)) and all(
@@ -221,8 +230,17 @@ def once(x: Any, what: Hashable, check: Callable[[], None]) -> None:
     return None
 
 
+def with_check(check: Callable[[str, Any], None]) -> Callable[[_Function], _Function]:
+    """Give a `preprocess` of `training` the check of the rows that it takes."""
+
+    def attach(function: _Function) -> _Function:
+        function.check = check  # type: ignore[attr-defined]
+        return function
+
+    return attach
+
+
 _passed: dict[Hashable, tuple[weakref.ref[Any], ...]] = {}
-_OR_X64 = ("", ", or set jax_enable_x64")
 
 
 def _require_real(name: str, dtype: Any) -> None:

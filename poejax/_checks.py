@@ -40,11 +40,16 @@ def fraction(name: str, value: float) -> float:
     return float(value)
 
 
+def abstract_key() -> Any:
+    """Return the shape of a key, for `jax.eval_shape`: making a key would move data to a device."""
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
 def rng_key(name: str, value: Any) -> None:
     """Require one typed key, `jax.random.key(seed)`."""
     if not (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
         raise TypeError(
-            f"{name}: expected a typed key from jax.random.key(seed), got {_describe(value)}"
+            f"{name}: expected a typed key from jax.random.key(seed), got {describe(value)}"
         )
     if value.shape != ():
         raise ValueError(f"{name}: expected one key, got keys of shape {value.shape}")
@@ -89,8 +94,8 @@ def split_weights(name: str, data: Any) -> tuple[Any, Any]:
         return data, None
     num_rows = leading_axis(f"{name}.x", data.x)
     if jnp.shape(data.weights) != (num_rows,):
-        found = jnp.shape(data.weights)
-        raise ValueError(f"{name}.weights: expected shape {(num_rows,)}, got {found}")
+        shape = jnp.shape(data.weights)
+        raise ValueError(f"{name}.weights: expected shape {(num_rows,)}, got {shape}")
     if is_concrete(data.weights):
         host = np.asarray(data.weights)
         bad = ~np.isfinite(host) | (host < 0)
@@ -133,6 +138,42 @@ def same_structure(name: str, tree: Any, expected: Any, optional: tuple[str, ...
             raise ValueError(f"{name}{path}: expected shape {wanted}, got {found_leaves[path]}")
 
 
+def model(name: str, value: Any) -> None:
+    """Require a product of experts."""
+    if isinstance(value, type) or not (hasattr(value, "visible") and hasattr(value, "experts")):
+        raise TypeError(f"{name}: expected a product of experts, got {describe(value)}")
+
+
+def estimator(name: str, value: Any) -> None:
+    """Require an estimator of gradients."""
+    if isinstance(value, type) or not (hasattr(value, "grad") and hasattr(value, "init")):
+        raise TypeError(
+            f"{name}: expected an estimator such as pcd(model, 100), got {describe(value)}"
+        )
+
+
+def kernel(name: str, value: Any) -> None:
+    """Require a transition kernel."""
+    if isinstance(value, type) or not (hasattr(value, "step") and hasattr(value, "init")):
+        raise TypeError(
+            f"{name}: expected a kernel such as kernels.block_gibbs(model), got {describe(value)}"
+        )
+
+
+def floating_params(name: str, tree: Any) -> None:
+    """Require leaves that JAX takes as they are, floating but for those that set something."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        where = name + leaf_name(path)
+        if isinstance(leaf, (int, float)) or leaf_name(path).endswith(("['beta']", "['present']")):
+            continue
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)):
+            raise TypeError(
+                f"{where}: expected an array of JAX or NumPy, got {_foreign.kind(leaf)}"
+            )
+        if not leaf.dtype.isnative or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{where}: expected a floating dtype, got {leaf.dtype}")
+
+
 def kernel_factory(name: str, value: Any) -> None:
     """Require None or a function from a product to a kernel."""
     if value is not None and (not callable(value) or hasattr(value, "step")):
@@ -152,7 +193,12 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {leaf_name(path): jnp.shape(leaf) for path, leaf in leaves}
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """Say what came where something else was expected; never all that an array or tree holds."""
     if hasattr(value, "dtype"):
         return f"an array of dtype {value.dtype} and shape {value.shape}"
-    return repr(value)
+    if value is None or isinstance(value, (str, bytes, numbers.Number)):
+        return repr(value)
+    if callable(value) and hasattr(value, "__name__") and not isinstance(value, type):
+        return f"the function {value.__name__}"
+    return _foreign.kind(value)

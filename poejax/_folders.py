@@ -16,7 +16,9 @@ from typing import Any, TypeAlias
 PathLike: TypeAlias = str | os.PathLike[str]
 ARRAYS = "poejax_arrays"
 PARTIAL, _REPLACED = ".poejax-partial", ".poejax-replaced"
-_META, _FORMAT = "poejax.json", 1
+_META, _FORMAT = "poejax.json", 2  # 1, of earlier versions, has no checksum of the description
+_SEAL = re.compile(rb',\n "crc32": "([0-9a-f]{8})"\n}')  # the last lines of a description
+_SEAL_SIZE = 24
 
 
 class CheckpointError(RuntimeError):
@@ -24,7 +26,9 @@ class CheckpointError(RuntimeError):
 
 
 def absolute(path: PathLike) -> Path:
-    """Return the path without `~` and relative parts."""
+    """Return the path without `~` and relative parts; an empty one would be the current folder."""
+    if os.fspath(path) == "":
+        raise ValueError("path: expected the name of a folder, got an empty one")
     return Path(path).expanduser().absolute()
 
 
@@ -96,7 +100,7 @@ def commit(folder: Path, write: Callable[[Path], None], meta: dict[str, Any]) ->
         partial.mkdir()
         write(partial / ARRAYS)
         meta = {"format": _FORMAT, "files": _checksums(partial / ARRAYS), **meta}
-        (partial / _META).write_text(json.dumps(meta, indent=1))
+        (partial / _META).write_text(_sealed(meta), newline="\n")
         for path in (*partial.rglob("*"), partial):
             _flush(path)
         if folder.exists():
@@ -125,15 +129,42 @@ def _checksums(folder: Path) -> dict[str, list[int]]:
     return found
 
 
+def _sealed(meta: dict[str, Any]) -> str:
+    """Return a description as JSON whose last entry is the CRC-32 of all the bytes before it."""
+    body = json.dumps(meta, indent=1).removesuffix("\n}")
+    return f'{body},\n "crc32": "{zlib.crc32(body.encode()):08x}"\n}}'
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
-    """Return the description that lies beside the arrays."""
+    """Return the description that lies beside the arrays, if it is as it was written."""
     try:
-        meta = json.loads((folder / _META).read_text())
-        if meta["format"] != _FORMAT:
-            raise ValueError(f"format {meta['format']}, this version reads {_FORMAT}")
+        content = (folder / _META).read_bytes()
+        meta = json.loads(content)
+        if meta["format"] not in (1, _FORMAT):
+            raise ValueError(f"format {meta['format']}, this version reads 1 and {_FORMAT}")
+        seal = _SEAL.fullmatch(content[-_SEAL_SIZE:])
+        # A seal is demanded by format 2 and refused in format 1, so no damage can do away with it.
+        if (seal is None) != (meta["format"] == 1):
+            raise ValueError("its checksum is missing or damaged")
+        if seal and zlib.crc32(content[:-_SEAL_SIZE]) != int(seal[1], 16):
+            raise ValueError(f"expected bytes of CRC-32 {seal[1].decode()}, got others")
+        _require_tables(meta)
         return meta
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / _META} is missing or unreadable: {error}") from error
+
+
+def _require_tables(meta: dict[str, Any]) -> None:
+    """Raise KeyError, TypeError or ValueError unless `meta` has all that a reader looks at."""
+    for entry in meta["leaves"].values():
+        shape, dtype = entry["shape"], entry["dtype"]
+        if not (type(shape) is list and type(dtype) is str and ("value" in entry or entry["data"])):
+            raise ValueError(f"no description of an array: {entry}")
+    for size, crc in meta["files"].values():
+        if type(size) is not int or type(crc) is not int:
+            raise ValueError(f"no size and CRC-32 of a file: {size}, {crc}")
+    if not isinstance(meta["config"], dict | None):
+        raise ValueError(f"no config: {meta['config']}")
 
 
 def damage(folder: Path) -> str | None:

@@ -1,9 +1,10 @@
 """Training states, and models to share, on disk and back: atomic, verified, bitwise equal.
 
-A checkpoint is a folder: `poejax.json` (leaf table, config, metrics, size and CRC-32 of each file)
-and `poejax_arrays/` (written by orbax). It is written under a temporary name, flushed and renamed,
-so a process killed at any moment leaves every earlier one readable. A run's directory holds one
-folder per step. One writer per directory, one JAX process, a local or mounted file system.
+A checkpoint is a folder: `poejax.json` (leaf table, config, metrics, size and CRC-32 of each file,
+and last the CRC-32 of all that) and `poejax_arrays/` (written by orbax). It is written under a
+temporary name, flushed and renamed, so a process killed at any moment leaves every earlier one
+readable. A run's directory holds one folder per step. One writer per directory, one JAX process, a
+local or mounted file system.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def save(
       ValueError: for a non-finite leaf (named), or options that do not fit together.
       TypeError: for a leaf, config or metric that cannot be stored.
       FileExistsError: if `directory/<step>` exists and is no checkpoint.
+      RuntimeError: in a session of several JAX processes.
     """
+    _require_one_process()
     number = int(getattr(state, "step", -1) if step is None else step)
     scores = {name: float(value) for name, value in (metrics or {}).items()}
     _checks.positive_int("keep_last", keep_last)
@@ -109,6 +112,7 @@ def restore(directory: PathLike, abstract_state: PyTree, *, step: int | None = N
       FileNotFoundError: if there is no checkpoint, or not that one.
       ValueError: if leaves, shapes or dtypes differ; names them.
       CheckpointError: if that checkpoint is damaged; nothing is deleted, no other step is tried.
+      RuntimeError: in a session of several JAX processes.
     """
     root = _folders.absolute(directory)
     number, folder = _folders.pick(root, step)
@@ -187,7 +191,9 @@ def save_params(
       FileExistsError: if `path` exists and `overwrite` is False, or it is no checkpoint.
       ValueError: for a non-finite leaf (named).
       TypeError: for a container, leaf or config that cannot be stored.
+      RuntimeError: in a session of several JAX processes.
     """
+    _require_one_process()
     folder = _folders.absolute(path)
     if not overwrite and _folders.current(folder).exists():
         raise FileExistsError(f"{folder} exists; overwrite=True replaces it")
@@ -213,6 +219,7 @@ def load_params(path: PathLike, abstract_params: Params | None = None) -> Params
       FileNotFoundError: if there is no checkpoint at `path`.
       ValueError: if they do not fit `abstract_params`, or `path` holds a training state.
       CheckpointError: if the checkpoint is damaged.
+      RuntimeError: in a session of several JAX processes.
     """
     folder = _folders.current(_folders.absolute(path))
     if not _folders.is_ours(folder):
@@ -243,6 +250,15 @@ def _read(folder: Path, abstract: PyTree) -> PyTree:
     data = _load(folder)
     leaves = [_leaf(meta["leaves"][n], data.get(n), leaf) for n, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _require_one_process() -> None:
+    if (count := jax.process_count()) > 1:
+        raise RuntimeError(
+            f"checkpoint: expected a session of one JAX process, got {count}, and orbax would wait "
+            "for all of them; bring arrays to one of them, e.g. by "
+            "jax.experimental.multihost_utils.process_allgather, and keep them there with NumPy"
+        )
 
 
 def _pack(tree: PyTree, allow_nonfinite: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -325,6 +341,7 @@ def _writer(arrays: Mapping[str, np.ndarray]) -> Callable[[Path], None]:
 
 
 def _load(folder: Path) -> dict[str, np.ndarray]:
+    _require_one_process()
     if (damage := _folders.damage(folder)) is not None:
         raise CheckpointError(damage)
     specs = {n: e["data"] for n, e in _folders.read_meta(folder)["leaves"].items() if "data" in e}

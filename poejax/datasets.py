@@ -1,4 +1,4 @@
-"""Real digits, the small enumerable data sets of the literature, and how intensities become bits.
+"""Real digits, any IDX file, small enumerable data sets, and how intensities become bits.
 
 Images are NumPy uint8 intensities, 0 to 255, one flattened image a row. `binarize` turns them into
 the {0, 1} events of a binary model; how it does moves log-likelihoods by tens of nats: state it.
@@ -6,14 +6,12 @@ the {0, 1} events of a binary model; how it does moves log-likelihoods by tens o
 
 from __future__ import annotations
 
-import gzip
+import functools
 import hashlib
 import importlib
 import io
 import os
 import pathlib
-import struct
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from poejax import _checks
+from poejax import _border, _checks
+from poejax._idx import gunzipped
+from poejax._idx import parse_idx as _parse_idx
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -55,20 +55,29 @@ class Dataset(NamedTuple):
     shape: tuple[int, int]
 
 
-def mnist(num_validation: int = 10_000) -> Dataset:
+def mnist(num_validation: int = 10_000, folder: str | os.PathLike[str] | None = None) -> Dataset:
     """Load MNIST, 28x28: 60,000 digits for training and validation, and 10,000 for test.
 
     Each of the four IDX files (`.gz` or raw) is looked for in `$POEJAX_DATA_DIR`, its subfolder
-    `mnist` and the user's cache, else downloaded into that cache. Its SHA-256 is always checked.
+    `mnist` and the user's cache, else downloaded into that cache, and its SHA-256 is checked.
 
     Args:
       num_validation: how many of the 60,000, the last ones, are held out; 0 makes that split empty.
+      folder: where four IDX files of these names lie instead, e.g. those of Fashion-MNIST: any
+        images with labels, of any number and size. No checksum is asked of them.
+
+    Returns:
+      The splits, named "mnist", or as the folder is.
 
     Raises:
       FileNotFoundError: a file is nowhere; the message lists what was tried.
-      ValueError: a file does not have MNIST's checksum, or `num_validation` is out of range.
+      ValueError: a file does not have MNIST's checksum, the files of a folder do not belong
+        together, or `num_validation` is out of range.
     """
-    train_images, train_labels, test_images, test_labels = map(_mnist_array, _MNIST_SHA256)
+    read = _mnist_array if folder is None else functools.partial(_own_array, folder)
+    train_images, train_labels, test_images, test_labels = map(read, _MNIST_SHA256)
+    if folder is not None:
+        _require_pairs(folder, train_images, train_labels, test_images, test_labels)
     count, height, width = train_images.shape
     if not 0 <= num_validation < count:
         raise ValueError(f"num_validation: expected 0 to {count - 1}, got {num_validation}")
@@ -76,7 +85,30 @@ def mnist(num_validation: int = 10_000) -> Dataset:
     labels = np.split(train_labels.astype(np.int32), [count - num_validation])
     train, validation = map(Split, images, labels)
     test = Split(test_images.reshape(-1, height * width), test_labels.astype(np.int32))
-    return Dataset(train, validation, test, "mnist", (height, width))
+    name = "mnist" if folder is None else pathlib.Path(folder).expanduser().absolute().name
+    return Dataset(train, validation, test, name, (height, width))
+
+
+def load_idx(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """Read an IDX file, the format of MNIST and its relatives; no checksum is asked of it.
+
+    Args:
+      path: the file, raw or zipped by gzip.
+
+    Returns:
+      The array with the shape and the values of the file: uint8, int8, int16, int32, float32 or
+      float64.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no IDX file, or cut short.
+
+    Source: LeCun, Cortes & Burges, The MNIST database, section "The IDX file format".
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"path: expected an IDX file, found none at {path}")
+    return _parse_idx(gunzipped(path.read_bytes(), str(path)), str(path))
 
 
 def mnist5k(seed: int = 0) -> Dataset:
@@ -192,8 +224,7 @@ def binarize(rng_key: jax.Array, images: npt.ArrayLike, mode: str = "stochastic"
       TypeError: `images` is not uint8 (scaled to [0, 1], say).
       ValueError: unknown mode.
     """
-    if (dtype := getattr(images, "dtype", type(images).__name__)) != np.uint8:
-        raise TypeError(f"images: expected intensities 0..255 of dtype uint8, got {dtype}")
+    _check_intensities("images", images)
     v = jnp.asarray(images)
     if mode == "threshold":
         return (v > 127).astype(jnp.float32)
@@ -206,11 +237,18 @@ def binarize(rng_key: jax.Array, images: npt.ArrayLike, mode: str = "stochastic"
     return jnp.logical_or(bits < bound, v == 255).astype(jnp.float32)
 
 
+def _check_intensities(name: str, rows: Any) -> None:
+    if (dtype := getattr(rows, "dtype", type(rows).__name__)) != np.uint8:
+        raise TypeError(f"{name}: expected intensities 0..255 of dtype uint8, got {dtype}")
+
+
+@_border.with_check(_check_intensities)
 def stochastic(rng_key: jax.Array, images: npt.ArrayLike) -> jax.Array:
     """Draw bits with P(1) = v / 255: `binarize` with its mode bound, to be passed as a function."""
     return binarize(rng_key, images, "stochastic")
 
 
+@_border.with_check(_check_intensities)
 def threshold(rng_key: jax.Array, images: npt.ArrayLike) -> jax.Array:
     """Set the bits where v > 127: `binarize` with its mode bound, to be passed as a function."""
     return binarize(rng_key, images, "threshold")
@@ -279,20 +317,37 @@ def _fetch(url: str) -> bytes:
     return buffer.getvalue()
 
 
+def _own_array(folder: str | os.PathLike[str], name: str) -> npt.NDArray[Any]:
+    root = pathlib.Path(folder).expanduser()
+    # Some sites name the files train-images.idx3-ubyte.
+    names = [n + end for n in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
+    for path in (root / n for n in names):
+        if path.is_file():
+            return load_idx(path)
+    raise FileNotFoundError(f"folder: expected {name} (or .gz) in {root}, found none of {names}")
+
+
+def _require_pairs(folder: Any, *arrays: npt.NDArray[Any]) -> None:
+    """Raise unless these are images, labels, images, labels, as many of each, of one size."""
+    found = [f"{array.dtype}{list(array.shape)}" for array in arrays]
+    images, labels = arrays[::2], arrays[1::2]
+    fits = all(len(x) == len(y) for x, y in zip(images, labels, strict=True) if x.ndim and y.ndim)
+    kinds = all(x.ndim == 3 and x.dtype == np.uint8 for x in images) and all(
+        y.ndim == 1 and y.dtype.kind in "iu" for y in labels
+    )
+    if not (fits and kinds and images[0].shape[1:] == images[1].shape[1:]):
+        raise ValueError(
+            f"folder: expected uint8 images [N, H, W] of one size and N whole labels, in {folder} "
+            f"found {' '.join(found[:2])} to train and {' '.join(found[2:])} to test"
+        )
+
+
 def _unzipped(name: str, content: bytes, source: str) -> bytes:
-    try:
-        raw = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{source}: broken gzip file ({error}); replace it") from error
+    raw = gunzipped(content, source)
     found = hashlib.sha256(raw).hexdigest()
     if found != (expected := _MNIST_SHA256[name]):
-        raise ValueError(f"{source}: expected SHA-256 {expected} once unzipped, got {found}")
+        raise ValueError(
+            f"{source}: expected SHA-256 {expected} once unzipped, got {found}; for a set of your "
+            "own, or another of this form, call datasets.mnist(folder=...)"
+        )
     return raw
-
-
-def _parse_idx(raw: bytes, source: str) -> Bytes:
-    # The IDX header: 0, 0, 8 for unsigned bytes, the rank, and the sizes as big-endian uint32.
-    if raw[:3] != b"\0\0\x08" or len(raw) < 4 or len(raw) < 4 + 4 * raw[3]:
-        raise ValueError(f"{source}: expected an IDX file of unsigned bytes, got {raw[:4]!r}")
-    sizes = struct.unpack_from(f">{raw[3]}I", raw, 4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes).copy()  # writable

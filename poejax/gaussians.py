@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks
+from poejax import _border, _checks
 from poejax import _gaussian_checks as checks
 from poejax import _gaussian_forms as forms
 from poejax._gaussian_forms import GaussianProduct
@@ -76,6 +76,7 @@ def product(
     fusion of Gaussian process predictions"; mask and prior: Wu & Goodman (2018), "Multimodal
     generative models for scalable weakly-supervised learning".
     """
+    means, precisions = _border.array("means", means), _border.array("precisions", precisions)
     checks.product_shapes(means, precisions, weights, mask, prior, prior_weight)
     num_experts = jnp.shape(means)[0]
     exponents: Any = np.ones(num_experts, np.float32) if weights is None else weights

@@ -180,6 +180,87 @@ def test_damage_is_named_and_older_steps_restore(
     assert assert_consistent(tmp_path) == 30
 
 
+def test_any_flipped_bit_of_a_description_is_found(tmp_path: Path) -> None:
+    config = {"rate": 0.125, "name": "λ"}
+    metrics = {"metrics": {"ll": -85.25}, "best_metric": "ll"}
+    file = ckpt.save(tmp_path / "run", small_state(1), config=config, **metrics) / "poejax.json"
+    shared = ckpt.save_params(tmp_path / "params", {"w": jnp.ones(2)}, config=config)
+    content = file.read_bytes()
+    for bit in range(8 * len(content)):
+        broken = bytearray(content)
+        broken[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(broken)
+        with pytest.raises(ckpt.CheckpointError, match=r"poejax\.json is missing or unreadable"):
+            ckpt.load_config(tmp_path / "run")
+    # As does an end that is missing, and a line that was put in.
+    for broken in (content[:-1], content + b" ", content.replace(b"0.125", b"0.25")):
+        file.write_bytes(broken)
+        with pytest.raises(ckpt.CheckpointError, match=r"step 1 in .* is damaged"):
+            ckpt.restore(tmp_path / "run", small_state(0))
+        assert ckpt.best_step(tmp_path / "run") is None
+    file.write_bytes(content)
+    assert ckpt.load_config(tmp_path / "run") == config
+    (shared / "poejax.json").write_text((shared / "poejax.json").read_text().replace("w", "v", 1))
+    with pytest.raises(ckpt.CheckpointError, match="CRC-32"):
+        ckpt.load_params(shared)
+
+
+def as_written_before_checksums(folder: Path) -> dict[str, Any]:
+    """Rewrite a description in format 1, and return it."""
+    file = folder / "poejax.json"
+    meta = json.loads(file.read_text()) | {"format": 1}
+    del meta["crc32"]
+    file.write_text(json.dumps(meta, indent=1))
+    return meta
+
+
+def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    state = rich_state()
+    meta = as_written_before_checksums(ckpt.save(tmp_path, state, config={"seed": 1}))
+    assert_identical(ckpt.restore(tmp_path, state), state)
+    assert ckpt.load_config(tmp_path) == {"seed": 1}
+    file = tmp_path / "41" / "poejax.json"
+    for changed in (
+        meta | {"format": 2},  # a checksum cannot just be left out
+        meta | {"format": 3},
+        meta | {"crc32": "00000000"},
+        meta | {"config": 3},
+        {name: value for name, value in meta.items() if name != "leaves"},
+        meta | {"leaves": {".step": {"shape": []}}},
+        meta | {"files": {"a": 3}},
+        meta | {"files": {"a": [3, None]}},
+        [meta],
+    ):
+        file.write_text(json.dumps(changed, indent=1))
+        with pytest.raises(ckpt.CheckpointError, match="unreadable"):
+            ckpt.restore(tmp_path, state)
+
+
+def test_several_processes_and_no_name_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        lambda: ckpt.save("", small_state(1)),
+        lambda: ckpt.save_params("", {}, overwrite=True),
+        lambda: ckpt.latest_step(""),
+    ):
+        with pytest.raises(ValueError, match="expected the name of a folder, got an empty one"):
+            call()
+    ckpt.save("run", small_state(1))
+    ckpt.save_params("params", {"w": jnp.ones(2)})
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for call in (
+        lambda: ckpt.save("other", small_state(1)),
+        lambda: ckpt.save_params("other", {"w": jnp.ones(2)}),
+        lambda: ckpt.restore("run", small_state(0)),
+        lambda: ckpt.load_params("params"),
+    ):
+        with pytest.raises(RuntimeError, match="one JAX process, got 2"):
+            call()
+    assert not (tmp_path / "other").exists()
+
+
 def test_refuses_what_is_not_finite(tmp_path: Path) -> None:
     ckpt.save(tmp_path, small_state(1))
     diverged = small_state(2)

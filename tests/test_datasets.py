@@ -139,6 +139,77 @@ def test_something_other_than_an_idx_file_is_refused():
             datasets._parse_idx(bad, "file")
 
 
+@pytest.mark.parametrize(
+    ("code", "dtype"),
+    [(8, "uint8"), (9, "int8"), (11, "int16"), (12, "int32"), (13, "float32"), (14, "float64")],
+)
+@pytest.mark.parametrize("shape", [(5,), (4, 3), (3, 2, 2), (2, 1, 3, 2), (0, 4)])
+def test_any_idx_file_comes_back_as_it_is(tmp_path, monkeypatch, code, dtype, shape):
+    values = (100 * np.random.default_rng(0).standard_normal(shape)).astype(dtype)
+    header = struct.pack(f">BBBB{len(shape)}I", 0, 0, code, len(shape), *shape)
+    raw = header + values.astype(values.dtype.newbyteorder(">")).tobytes()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, content in (("plain", raw), ("zipped.gz", gzip.compress(raw))):
+        (tmp_path / name).write_bytes(content)
+        found = datasets.load_idx(f"~/{name}")
+        np.testing.assert_array_equal(found, values)
+        assert found.dtype == np.dtype(dtype)
+        assert found.dtype.isnative
+        assert found.flags.writeable
+
+
+def test_load_idx_names_what_it_cannot_read(tmp_path):
+    good, path = idx_bytes(np.zeros((2, 3))), tmp_path / "file"
+    for content, message in (
+        (good[:-1], r"file: expected 6 bytes of values for the shape \(2, 3\).* got 5"),
+        (b"1,2,3\n", "file: expected an IDX file, got one that starts with b'1,2,'"),
+        (b"\0\0\x0a" + good[3:], "expected an IDX file"),
+        (gzip.compress(good)[:-9], "file: broken gzip"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            datasets.load_idx(path)
+    for missing in ("", tmp_path, tmp_path / "nothing"):
+        with pytest.raises(FileNotFoundError, match="expected an IDX file, found none at"):
+            datasets.load_idx(missing)
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("dotted", [True, False])
+def test_mnist_reads_a_folder_of_another_set_of_its_form(tmp_path, zipped, dotted):
+    rng = np.random.default_rng(0)
+    arrays = {n: rng.integers(0, 10, SIZES[n.split("-")[0]], np.uint8) for n in FILES}
+    arrays |= {
+        n: rng.integers(0, 256, (SIZES[n.split("-")[0]], 5, 4), np.uint8)
+        for n in FILES
+        if "images" in n
+    }
+    folder = tmp_path / "fashion"
+    write(
+        folder, {n.replace("-idx", ".idx") if dotted else n: a for n, a in arrays.items()}, zipped
+    )
+    data = datasets.load("mnist", folder=folder, num_validation=2)
+    assert (data.name, data.shape) == ("fashion", (5, 4))
+    images = arrays[FILES[0]].reshape(-1, 20)
+    np.testing.assert_array_equal(data.train.images, images[:10])
+    np.testing.assert_array_equal(data.validation.images, images[10:])
+    np.testing.assert_array_equal(data.test.labels, arrays[FILES[3]])
+    # The same files where MNIST is asked for are refused, with the way out.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POEJAX_DATA_DIR", str(folder))
+        if not dotted:
+            with pytest.raises(ValueError, match=r"call datasets\.mnist\(folder=...\)"):
+                datasets.mnist()
+    for name, array in ((FILES[1], np.zeros(11)), (FILES[0], np.zeros((12, 20)))):
+        wrong = tmp_path / f"wrong{array.ndim}"
+        write(wrong, arrays | {name: array}, zipped)
+        with pytest.raises(ValueError, match=r"folder: expected uint8 images .* found uint8\[12, "):
+            datasets.mnist(folder=wrong)
+    with pytest.raises(FileNotFoundError, match=f"folder: expected {FILES[0]}"):
+        datasets.mnist(folder=tmp_path)
+
+
 def test_what_is_nowhere_names_every_place(cache, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="POEJAX_DATA_DIR \\(not set\\)"):
         datasets.mnist()

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _border, _checks, chains, propriety
+from poejax._numerics import add
 from poejax.evidence import weights
 from poejax.evidence.base import Base
 from poejax.evidence.paths import (
@@ -60,6 +61,7 @@ class AISState(NamedTuple):
     """A run in progress; saved and restored, it goes on as if it had not stopped.
 
     direction: 1 from base to model, -1 from model to base.
+    rest: what is below the last digit of the log weights, sums of many small terms.
     """
 
     step: Array
@@ -67,6 +69,7 @@ class AISState(NamedTuple):
     chains: Any
     log_weights: Array
     rng_key: Array
+    rest: Array
 
 
 def ais(
@@ -155,8 +158,8 @@ def reverse_ais(
 
     Source: Burda, Grosse & Salakhutdinov (2015); Grosse, Ancha & Roy (2016).
     """
-    x = _border.tree("x", x)
-    model.visible.check("x", x)
+    _checks.model("model", model)
+    x = _border.events("x", model.visible, x)
     num_chains = _checks.leading_axis("x", x)
     state = ais_init(rng_key, model, params, base, betas, num_chains, x, kernel)
     num_steps = jnp.shape(betas)[0] - 1
@@ -177,6 +180,12 @@ def ais_init(
     _checks.rng_key("rng_key", rng_key)
     if _checks.positive_int("num_chains", num_chains) < 2:
         raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
+    _checks.model("model", model)
+    if not isinstance(base, Base):
+        raise TypeError(
+            "base: expected a base such as evidence.base_rate(model, data), got "
+            f"{_checks.describe(base)}"
+        )
     if base.model.visible != model.visible:
         raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
     model.check_params(params)
@@ -186,7 +195,7 @@ def ais_init(
     check_betas(betas)
     _checks.kernel_factory("kernel", kernel)
     if reverse_from is not None:
-        model.visible.check("reverse_from", reverse_from)
+        reverse_from = _border.events("reverse_from", model.visible, reverse_from)
         _checks.one_row_per_chain("reverse_from", reverse_from, num_chains)
     params, coordinates = split_coordinates(params)
     base = base.within(coordinates)
@@ -274,6 +283,7 @@ def _ais_init(
         chains=states,
         log_weights=jnp.full(num_chains, direction * log_z_0),
         rng_key=run_key,
+        rest=jnp.zeros(num_chains, log_z_0.dtype),
     )
 
 
@@ -303,8 +313,10 @@ def _ais_steps(
         )(state.chains.x)
         step_key = jax.random.fold_in(state.rng_key, index)
         states, _ = chains.step_all(step_key, kernel, new, state.chains)
-        log_weights = (state.log_weights + increments).astype(state.log_weights.dtype)
-        return state._replace(step=index + 1, chains=states, log_weights=log_weights)
+        log_weights, rest = add(
+            state.log_weights, state.rest, increments.astype(state.log_weights.dtype)
+        )
+        return state._replace(step=index + 1, chains=states, log_weights=log_weights, rest=rest)
 
     stop = jnp.minimum(state.step + num_steps, last).astype(state.step.dtype)
     return jax.lax.fori_loop(state.step, stop, body, state)

@@ -97,6 +97,7 @@ def base_rate(
 
     Source: Salakhutdinov & Murray (2008), section 4, with symmetric smoothing.
     """
+    _checks.model("model", model)
     if not 0 < smoothing < 1:
         raise ValueError(f"smoothing: expected a number in (0, 1), got {smoothing}")
     return _fitted(model, data, smoothing, params)
@@ -123,6 +124,7 @@ def gaussian_base(
       ValueError: if the visible units are not real, or `data` is no batch of their events or has
         no variance in some direction.
     """
+    _checks.model("model", model)
     require_real(model.visible)
     if not 0 < scale < math.inf:
         raise ValueError(f"scale: expected a positive number, got {scale}")
@@ -160,6 +162,7 @@ def student_t_base(model: Product, params: Params, closeness: float = 0.5) -> Ba
     """
     if not 0 < closeness <= 1:
         raise ValueError(f"closeness: expected a number in (0, 1], got {closeness}")
+    _checks.model("model", model)
     model.check_params(params)
     if not _checks.is_concrete(params):
         raise ValueError("params: expected concrete values to choose directions by, got traced")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
+from poejax import _border, _checks
 from poejax.evidence.annealing import LogZ
 from poejax.product import Product, log_densities
 from poejax.types import Array, Event, Params
@@ -42,13 +44,17 @@ def log_likelihood(
     Raises:
       ValueError: if `x` is empty or holds no events of the visible units.
     """
-    model.visible.check("x", x)
+    _checks.model("model", model)
+    x = _border.events("x", model.visible, x)
     model.check_params(params)
+    _check_log_z(log_z)
     density = log_densities(model, params, x)
     mean = jnp.mean(density)
     if not isinstance(log_z, LogZ):
         value = mean - log_z
-        return LogLikelihood(value, value, value, jnp.asarray(jnp.nan), density - log_z)
+        # Of NumPy: under jax_debug_nans an array of JAX must not hold NaN.
+        no_ess: Any = np.asarray(np.nan, value.dtype)
+        return LogLikelihood(value, value, value, no_ess, density - log_z)
     return LogLikelihood(
         mean - log_z.log_z,
         mean - log_z.ci_high,
@@ -56,3 +62,14 @@ def log_likelihood(
         log_z.ess,
         density - log_z.log_z,
     )
+
+
+def _check_log_z(log_z: Any) -> None:
+    if isinstance(log_z, LogZ):
+        return
+    if not _checks.is_real(log_z):
+        raise TypeError(
+            f"log_z: expected a LogZ of evidence.ais, or one number, got {_checks.describe(log_z)}"
+        )
+    if _checks.is_concrete(log_z) and not np.isfinite(log_z):
+        raise ValueError(f"log_z: expected a finite value, got {log_z}")

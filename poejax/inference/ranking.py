@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from poejax import _border, _checks
 from poejax.product import Product, log_densities
 from poejax.types import Array, Event, Params
 
@@ -51,7 +52,8 @@ def rank(model: Product, params: Params, x: Event) -> Ranking:
     Raises:
       ValueError: if `x` is empty or holds no events of the visible units.
     """
-    model.visible.check("x", x)
+    _checks.model("model", model)
+    x = _border.events("x", model.visible, x)
     model.check_params(params)
     log_density = log_densities(model, params, x)
     return Ranking(jnp.argsort(-log_density, stable=True), log_density)

@@ -93,7 +93,7 @@ class QuadraticUnit(RealUnit):
     def standardize(self, coordinates: PyTree, x: Event) -> Event:
         if not coordinates:
             return x
-        origin, scale = coordinates["origin"], coordinates["scale"]
+        origin, scale = _wide(coordinates)
         centred = self.linear_statistic(x) - origin
         if jnp.ndim(scale) == 1:
             return centred / scale
@@ -112,16 +112,16 @@ class QuadraticUnit(RealUnit):
     def restore(self, coordinates: PyTree, y: Event) -> Event:
         if not coordinates:
             return y
-        origin, scale = coordinates["origin"], coordinates["scale"]
-        if jnp.ndim(scale) == 1:
+        origin, scale = _wide(coordinates)
+        if scale.ndim == 1:
             return origin + scale * y
         return origin + jnp.matmul(scale, y, precision="highest")
 
     def log_volume(self, coordinates: PyTree) -> Array:
         if not coordinates:
             return jnp.zeros(())
-        scale = coordinates["scale"]
-        return jnp.sum(jnp.log(scale if jnp.ndim(scale) == 1 else jnp.diagonal(scale)))
+        _, scale = _wide(coordinates)
+        return jnp.sum(jnp.log(scale if scale.ndim == 1 else jnp.diagonal(scale)))
 
     def log_mass(self, params: Params) -> Array:
         field = self.field(params)
@@ -162,17 +162,19 @@ class QuadraticUnit(RealUnit):
     ) -> Event:
         if not coordinates:
             return conditioned(linear, rows, noise, x, mask)
-        # In x - origin a row r of y is r scale⁻¹, since that is what multiplies it.
-        origin, scale = coordinates["origin"], coordinates["scale"]
-        if jnp.ndim(scale) == 1:
-            linear, rows = linear / scale, rows / scale
-        else:
+        origin, scale = _wide(coordinates)
+        spread = scale
+        if scale.ndim == 2:
+            # Sites of x are held, not of y: on to x, but for the size of each, where a row r of y
+            # is r scale⁻¹.
+            spread = jnp.max(jnp.abs(scale), axis=1)
+            scale = scale / spread[:, None]
             linear, rows = (
                 jax.scipy.linalg.solve_triangular(scale, v.T, lower=True, trans=1).T
                 for v in (linear, rows)
             )
-        drawn = origin + conditioned(linear, rows, noise, x - origin, mask)
-        return jnp.where(mask, x, drawn)
+        drawn = conditioned(linear, rows, noise, (x - origin) / spread, mask)
+        return jnp.where(mask, x, origin + spread * drawn)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,16 +218,17 @@ class GaussianDiag(QuadraticUnit):
     def move_field(self, params: Params, coordinates: PyTree) -> Params:
         if not coordinates:
             return params
-        scale = coordinates["scale"]
-        if jnp.ndim(scale) != 1:
+        params = widen(params)
+        origin, scale = _wide(coordinates)
+        if scale.ndim != 1:
             raise ValueError(
                 f"coordinates: expected a scale per column, in which a diagonal field of {self} "
                 "stays diagonal, got a full one; use units.Gaussian"
             )
         # Through the mean: the linear part less precision times origin would cancel.
         precision = params["log_precision"] + 2 * jnp.log(scale)
-        mean = params["linear"] * jnp.exp(-params["log_precision"])
-        linear = jnp.exp(precision) * (mean - coordinates["origin"]) / scale
+        mean = params["linear"] / jnp.exp(params["log_precision"])
+        linear = jnp.exp(precision) * (mean - origin) / scale
         return {"linear": linear, "log_precision": precision}
 
     def is_diagonal(self, coordinates: PyTree) -> bool:
@@ -258,9 +261,12 @@ class GaussianDiag(QuadraticUnit):
         mean, variance = moments(x, weights=weights)
         variance = (1 + smoothing) * variance
         xp, dtype = _numpy_or_jax(variance), jnp.result_type(float)
+        log_precision = (-xp.log(variance)).astype(dtype)
+        # By the precision as it is rounded, or the mean would be off by as much as that, times it.
+        linear = mean * xp.exp(log_precision.astype(mean.dtype))
         return {
-            "linear": jnp.asarray(mean / variance, dtype),
-            "log_precision": jnp.asarray(-xp.log(variance), dtype),
+            "linear": jnp.asarray(linear, dtype),
+            "log_precision": jnp.asarray(log_precision),
         }
 
 
@@ -312,6 +318,12 @@ def moments(x: Any, full: bool = False, weights: Array | None = None) -> tuple[A
     if full:
         return mean, (centred * share[:, None]).T @ centred
     return mean, share @ centred**2
+
+
+def _wide(coordinates: PyTree) -> tuple[Array, Array]:
+    """Return origin and scale in float32 or wider."""
+    coordinates = widen(coordinates)
+    return coordinates["origin"], coordinates["scale"]
 
 
 def _numpy_or_jax(value: Any) -> Any:
