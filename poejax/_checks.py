@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from poejax import _border, _foreign
+from poejax.types import Weighted
+
 
 def is_concrete(*trees: Any) -> bool:
     """Whether every leaf holds values that the host can look at (no tracer, no abstract shape)."""
-    return not any(
-        isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)) for leaf in jax.tree.leaves(trees)
-    )
+    return not any(_border.is_abstract(leaf) for leaf in jax.tree.leaves(trees))
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -39,11 +40,16 @@ def fraction(name: str, value: float) -> float:
     return float(value)
 
 
+def abstract_key() -> Any:
+    """Return the shape of a key, for `jax.eval_shape`: making a key would move data to a device."""
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
 def rng_key(name: str, value: Any) -> None:
     """Require one typed key, `jax.random.key(seed)`."""
     if not (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
         raise TypeError(
-            f"{name}: expected a typed key from jax.random.key(seed), got {_describe(value)}"
+            f"{name}: expected a typed key from jax.random.key(seed), got {describe(value)}"
         )
     if value.shape != ():
         raise ValueError(f"{name}: expected one key, got keys of shape {value.shape}")
@@ -63,6 +69,8 @@ def leading_axis(name: str, tree: Any) -> int:
     """Return the common, non-zero length of the leading axis of all leaves."""
     if isinstance(tree, list):
         raise TypeError(f"{name}: expected an array, got a list; use numpy.asarray")
+    if tree is None or isinstance(tree, str):
+        raise TypeError(f"{name}: expected an array, got {_foreign.kind(tree)}")
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     lengths = {s[0] if s else None for s in shapes}
     if len(lengths) != 1 or None in lengths:
@@ -80,13 +88,40 @@ def one_row_per_chain(name: str, tree: Any, num_chains: int) -> None:
         raise ValueError(f"{name}: expected {num_chains} rows, one per chain, got {found}")
 
 
+def split_weights(name: str, data: Any) -> tuple[Any, Any]:
+    """Return rows and weights [N], None unless `data` are Weighted; weights are checked."""
+    if not isinstance(data, Weighted):
+        return data, None
+    num_rows = leading_axis(f"{name}.x", data.x)
+    if jnp.shape(data.weights) != (num_rows,):
+        shape = jnp.shape(data.weights)
+        raise ValueError(f"{name}.weights: expected shape {(num_rows,)}, got {shape}")
+    if is_concrete(data.weights):
+        host = np.asarray(data.weights)
+        bad = ~np.isfinite(host) | (host < 0)
+        if bad.any() or not host.any():
+            found = f"{host[bad.argmax()]} in row {bad.argmax()}" if bad.any() else "zeros"
+            raise ValueError(
+                f"{name}.weights: expected finite numbers >= 0, not all zero, got {found}"
+            )
+    return data.x, data.weights
+
+
 def finite(name: str, tree: Any) -> None:
-    """Require finite values in every leaf that the host can look at; name the first that is not."""
+    """Require finite values in every leaf that the host can look at; quote the first that is not.
+
+    Of batches of events `_border.finite` also says in which row it stands.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        # NumPy, since under an outer trace a jnp operation on a constant gives a tracer.
-        checkable = is_concrete(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-        if checkable and not np.isfinite(np.asarray(leaf)).all():
-            raise ValueError(f"{name}{leaf_name(path)}: expected finite values, got NaN or inf")
+        if not is_concrete(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            continue
+        leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        if (place := _border.first_failure(leaf, _border.is_finite)) is not None:
+            where = f" at {list(place)}" if place else ""
+            raise ValueError(
+                f"{name}{leaf_name(path)}: expected finite values, got "
+                f"{_border.entry(leaf, place)}{where}"
+            )
 
 
 def same_structure(name: str, tree: Any, expected: Any, optional: tuple[str, ...]) -> None:
@@ -101,6 +136,42 @@ def same_structure(name: str, tree: Any, expected: Any, optional: tuple[str, ...
     for path, wanted in expected_leaves.items():
         if found_leaves[path] != wanted:
             raise ValueError(f"{name}{path}: expected shape {wanted}, got {found_leaves[path]}")
+
+
+def model(name: str, value: Any) -> None:
+    """Require a product of experts."""
+    if isinstance(value, type) or not (hasattr(value, "visible") and hasattr(value, "experts")):
+        raise TypeError(f"{name}: expected a product of experts, got {describe(value)}")
+
+
+def estimator(name: str, value: Any) -> None:
+    """Require an estimator of gradients."""
+    if isinstance(value, type) or not (hasattr(value, "grad") and hasattr(value, "init")):
+        raise TypeError(
+            f"{name}: expected an estimator such as pcd(model, 100), got {describe(value)}"
+        )
+
+
+def kernel(name: str, value: Any) -> None:
+    """Require a transition kernel."""
+    if isinstance(value, type) or not (hasattr(value, "step") and hasattr(value, "init")):
+        raise TypeError(
+            f"{name}: expected a kernel such as kernels.block_gibbs(model), got {describe(value)}"
+        )
+
+
+def floating_params(name: str, tree: Any) -> None:
+    """Require leaves that JAX takes as they are, floating but for those that set something."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        where = name + leaf_name(path)
+        if isinstance(leaf, (int, float)) or leaf_name(path).endswith(("['beta']", "['present']")):
+            continue
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)):
+            raise TypeError(
+                f"{where}: expected an array of JAX or NumPy, got {_foreign.kind(leaf)}"
+            )
+        if not leaf.dtype.isnative or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{where}: expected a floating dtype, got {leaf.dtype}")
 
 
 def kernel_factory(name: str, value: Any) -> None:
@@ -122,7 +193,12 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {leaf_name(path): jnp.shape(leaf) for path, leaf in leaves}
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """Say what came where something else was expected; never all that an array or tree holds."""
     if hasattr(value, "dtype"):
         return f"an array of dtype {value.dtype} and shape {value.shape}"
-    return repr(value)
+    if value is None or isinstance(value, (str, bytes, numbers.Number)):
+        return repr(value)
+    if callable(value) and hasattr(value, "__name__") and not isinstance(value, type):
+        return f"the function {value.__name__}"
+    return _foreign.kind(value)

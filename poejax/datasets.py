@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from poejax import _checks
+from poejax import _border, _checks
 from poejax._idx import gunzipped
 from poejax._idx import parse_idx as _parse_idx
 
@@ -224,8 +224,7 @@ def binarize(rng_key: jax.Array, images: npt.ArrayLike, mode: str = "stochastic"
       TypeError: `images` is not uint8 (scaled to [0, 1], say).
       ValueError: unknown mode.
     """
-    if (dtype := getattr(images, "dtype", type(images).__name__)) != np.uint8:
-        raise TypeError(f"images: expected intensities 0..255 of dtype uint8, got {dtype}")
+    _check_intensities("images", images)
     v = jnp.asarray(images)
     if mode == "threshold":
         return (v > 127).astype(jnp.float32)
@@ -238,11 +237,18 @@ def binarize(rng_key: jax.Array, images: npt.ArrayLike, mode: str = "stochastic"
     return jnp.logical_or(bits < bound, v == 255).astype(jnp.float32)
 
 
+def _check_intensities(name: str, rows: Any) -> None:
+    if (dtype := getattr(rows, "dtype", type(rows).__name__)) != np.uint8:
+        raise TypeError(f"{name}: expected intensities 0..255 of dtype uint8, got {dtype}")
+
+
+@_border.with_check(_check_intensities)
 def stochastic(rng_key: jax.Array, images: npt.ArrayLike) -> jax.Array:
     """Draw bits with P(1) = v / 255: `binarize` with its mode bound, to be passed as a function."""
     return binarize(rng_key, images, "stochastic")
 
 
+@_border.with_check(_check_intensities)
 def threshold(rng_key: jax.Array, images: npt.ArrayLike) -> jax.Array:
     """Set the bits where v > 127: `binarize` with its mode bound, to be passed as a function."""
     return binarize(rng_key, images, "threshold")

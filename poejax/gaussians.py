@@ -8,22 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks
+from poejax import _border, _checks
+from poejax import _gaussian_checks as checks
+from poejax import _gaussian_forms as forms
+from poejax._gaussian_forms import GaussianProduct
 from poejax.types import Array
 
-_LOG_2PI = 1.8378770664093453
 _MAX_EXPANSION = 2**16
-
-
-class GaussianProduct(NamedTuple):
-    """A renormalised product of Gaussians: N(x; mean, precision⁻¹), and its log Z in nats, [].
-
-    The mean is [D]; the precision is [D] (diagonal) or [D, D] (full), as the experts' were.
-    """
-
-    mean: Array
-    precision: Array
-    log_z: Array
 
 
 class ExpandedMixture(NamedTuple):
@@ -40,6 +31,7 @@ def product(
     weights: Array | None = None,
     mask: Array | None = None,
     prior: tuple[Array, Array] | None = None,
+    prior_weight: Array | float = 1.0,
 ) -> GaussianProduct:
     """Multiply K Gaussian experts, each raised to a weight, and renormalise.
 
@@ -48,16 +40,25 @@ def product(
 
     Pure and of fixed shapes, so it can sit inside your own `jit(vmap(grad(...)))`, e.g. as the
     fusion layer of a multimodal VAE. An expert that the mask leaves out may hold anything, NaN
-    included: it changes no value, and gradients with respect to it are exactly zero. Everything is
-    measured from the product's mean, so far-off means cost no float32 precision.
+    included: it changes no value, and gradients with respect to it are exactly zero. Means are
+    measured from that of the sharpest expert and weighed by shares of the precision, so far-off
+    means and precisions near the ends of floating point cost no digits.
+
+    Weights need not sum to one. What they sum to matters: posteriors given one prior each, so
+    multiplied, count it Σ w_k times. The Bayesian committee machine counts it once by a prior of
+    weight 1 - Σ w_k, which is negative as a rule: give that as `prior_weight` (w_k = 1: the
+    committee machine; w_k the gain in entropy over the prior: the robust one). With w_k that sum
+    to one, the generalised product of experts, it needs no prior.
 
     Args:
       means: [K, D].
       precisions: inverse (co)variances, [K, D] > 0 (diagonal) or [K, D, D] symmetric positive
         definite (full; the symmetric part is used).
-      weights: exponents [K] >= 0 of a generalised product; 1 when None.
+      weights: exponents [K] >= 0 of a generalised product, of any sum; 1 when None.
       mask: [K] bool, False leaves that expert out; all are in when None.
-      prior: (mean [D], precision [D] or [D, D]) of an expert that is always in, with weight 1.
+      prior: (mean [D], precision [D] or [D, D]) of an expert that is always in.
+      prior_weight: its exponent, [], which may be negative as long as the total precision stays
+        positive definite.
 
     Returns:
       GaussianProduct(mean, precision, log_z). Under a trace values cannot be looked at; a total
@@ -66,28 +67,42 @@ def product(
 
     Raises:
       ValueError: on shapes that do not fit and, for inputs that are not traced, if an expert that
-        is in is not finite or not positive definite, a weight is negative, or the total precision
-        is not positive definite.
+        is in is not finite, not positive definite, or beyond the result's precision (float32
+        unless jax_enable_x64), a weight is negative, or the total precision is not positive
+        definite.
 
     Source: Hinton (2002), "Training products of experts by minimizing contrastive divergence";
     weights: Cao & Fleet (2014), "Generalized product of experts for automatic and principled
     fusion of Gaussian process predictions"; mask and prior: Wu & Goodman (2018), "Multimodal
     generative models for scalable weakly-supervised learning".
     """
-    _check_product_shapes(means, precisions, weights, mask, prior)
+    means, precisions = _border.array("means", means), _border.array("precisions", precisions)
+    checks.product_shapes(means, precisions, weights, mask, prior, prior_weight)
     num_experts = jnp.shape(means)[0]
     exponents: Any = np.ones(num_experts, np.float32) if weights is None else weights
     is_in: Any = np.ones(num_experts, bool) if mask is None else mask
-    if _checks.is_concrete(means, precisions, exponents, is_in, prior):
-        _check_product_values(means, precisions, exponents, is_in, prior)
-    result = _product(*_common_float(means, precisions), exponents, is_in, prior)
-    if _checks.is_concrete(result) and not np.isfinite(result.log_z):
+    concrete = _checks.is_concrete(means, precisions, exponents, is_in, prior, prior_weight)
+    if not concrete:
+        means, precisions = _common_float(means, precisions)
+        return forms.multiply(means, precisions, exponents, is_in, prior, prior_weight)
+    dtype = np.dtype(jnp.result_type(jnp.float32, means, precisions))
+    checks.product_values(means, precisions, exponents, is_in, prior, prior_weight, dtype)
+    # In float64 as long as the host has them: where all means lie is no detail of theirs.
+    origin = _midst(means, is_in, prior)
+    near = np.where(np.asarray(is_in)[:, None], np.asarray(means, np.float64), origin) - origin
+    near_prior = prior and ((np.asarray(prior[0], np.float64) - origin).astype(dtype), prior[1])
+    experts = near.astype(dtype), np.asarray(precisions).astype(dtype)
+    result = forms.multiply(*experts, exponents, is_in, near_prior, prior_weight)
+    if not _checks.is_concrete(result):
+        return result._replace(mean=(result.mean + origin).astype(dtype))
+    if np.isnan(result.log_z) or np.isposinf(result.log_z):
         raise ValueError(
-            "precisions: the total precision Σ w_k Λ_k is not positive definite in "
-            f"{result.mean.dtype} (no expert is in, all weights are 0, or it is too "
-            "ill-conditioned)"
+            f"precisions: the total precision Σ w_k Λ_k is not positive definite in {dtype} (no "
+            "expert is in, all weights are 0, or it is too large or too ill-conditioned)"
         )
-    return result
+    mean = np.asarray(result.mean, np.float64) + origin
+    checks.resolved(means, is_in, mean, np.asarray(result.precision), dtype)
+    return result._replace(mean=jnp.asarray(mean.astype(dtype)))
 
 
 def log_prob(mean: Array, precision: Array, x: Array) -> Array:
@@ -106,15 +121,16 @@ def log_prob(mean: Array, precision: Array, x: Array) -> Array:
     Raises:
       ValueError: on shapes that do not fit.
     """
-    _check_gaussian("mean", mean, "precision", precision)
+    checks.gaussian("mean", mean, "precision", precision)
     _checks.shape("x", x, jnp.shape(mean), "one event of this Gaussian")
-    mean, precision = _common_float(mean, precision)
-    centred = x - mean
-    if precision.ndim == 1:
-        return 0.5 * jnp.sum(jnp.log(precision) - _LOG_2PI - precision * centred**2)
-    factor = jnp.linalg.cholesky(precision)
-    whitened = _dot(factor.T, centred)
-    return jnp.sum(jnp.log(jnp.diag(factor)) - 0.5 * (_LOG_2PI + whitened**2))
+    checks.held("precision", precision)
+    centred = _difference(x, mean)
+    _, precision = _common_float(mean, precision)
+    scale, factor = forms.roots(precision)
+    whitened = scale * centred
+    if factor is not None:
+        whitened = _dot(factor.T, whitened)
+    return 0.5 * (forms.log_determinant(scale, factor) - jnp.sum(forms.LOG_2PI + whitened**2))
 
 
 def sample(rng_key: Array, mean: Array, precision: Array) -> Array:
@@ -132,13 +148,13 @@ def sample(rng_key: Array, mean: Array, precision: Array) -> Array:
       ValueError: on shapes that do not fit.
     """
     _checks.rng_key("rng_key", rng_key)
-    _check_gaussian("mean", mean, "precision", precision)
+    checks.gaussian("mean", mean, "precision", precision)
     mean, precision = _common_float(mean, precision)
     noise = jax.random.normal(rng_key, mean.shape, mean.dtype)
-    if precision.ndim == 1:
-        return mean + noise * jax.lax.rsqrt(precision)
-    factor = jnp.linalg.cholesky(precision)
-    return mean + jax.scipy.linalg.solve_triangular(factor, noise, lower=True, trans=1)
+    scale, factor = forms.roots(precision)
+    if factor is not None:
+        noise = jax.scipy.linalg.solve_triangular(factor, noise, lower=True, trans=1)
+    return mean + noise / scale
 
 
 def expand_axis_aligned(log_weights: Array, means: Array, precisions: Array) -> ExpandedMixture:
@@ -183,100 +199,20 @@ def expand_axis_aligned(log_weights: Array, means: Array, precisions: Array) -> 
     return ExpandedMixture(log_weights.sum(axis=1), means, precisions)
 
 
-@jax.jit
-def _product(
-    means: Array,
-    precisions: Array,
-    weights: Array,
-    mask: Array,
-    prior: tuple[Array, Array] | None,
-) -> GaussianProduct:
-    num_dims = means.shape[1]
-    is_full = precisions.ndim == 3
-    mask = jnp.asarray(mask, bool)
-    # Neutral values go in *before* any arithmetic: a where after it would still let NaN · 0 = NaN
-    # into the gradients of an expert that is out.
-    neutral = (jnp.eye if is_full else jnp.ones)(num_dims, dtype=means.dtype)
-    means = jnp.where(mask[:, None], means, 0)
-    precisions = jnp.where(mask[:, None, None] if is_full else mask[:, None], precisions, neutral)
-    weights = jnp.where(mask, jnp.asarray(weights, means.dtype), 0)
-    if prior is not None:
-        prior_mean, prior_precision = (jnp.asarray(leaf, means.dtype) for leaf in prior)
-        if is_full and prior_precision.ndim == 1:
-            prior_precision = jnp.diag(prior_precision)
-        means = jnp.concatenate([means, prior_mean[None]])
-        precisions = jnp.concatenate([precisions, prior_precision[None]])
-        weights = jnp.concatenate([weights, jnp.ones(1, weights.dtype)])
-    return (_full if is_full else _diagonal)(means, precisions, weights)
+def _midst(means: Any, mask: Any, prior: tuple[Any, Any] | None) -> Any:
+    # The mean of the first expert that is in, in float64.
+    rows = np.asarray(means, np.float64)[np.asarray(mask)]
+    if len(rows):
+        return rows[0]
+    return 0.0 if prior is None else np.asarray(prior[0], np.float64)
 
 
-def _diagonal(means: Array, precisions: Array, weights: Array) -> GaussianProduct:
-    scaled = weights[:, None] * precisions
-    precision = scaled.sum(axis=0)
-    # One step of iterative refinement: the first estimate of the mean only serves as the origin,
-    # which the result does not depend on, so it carries no gradient.
-    origin = jax.lax.stop_gradient((scaled * means).sum(axis=0) / precision)
-    offsets = means - origin
-    shift = (scaled * offsets).sum(axis=0) / precision
-    log_det_experts = jnp.log(precisions).sum(axis=1)
-    log_det = jnp.log(precision).sum()
-    misfit = jnp.sum(scaled * (offsets - shift) ** 2)
-    return _assemble(
-        origin + shift,
-        precision,
-        weights,
-        log_det_experts,
-        log_det,
-        misfit,
-        (precision <= 0).any(),
-    )
-
-
-def _full(means: Array, precisions: Array, weights: Array) -> GaussianProduct:
-    precisions = 0.5 * (precisions + precisions.mT)
-    scaled = weights[:, None, None] * precisions
-    precision = scaled.sum(axis=0)
-    factor = jnp.linalg.cholesky(precision)
-
-    def mean_of(points: Array) -> Array:
-        linear = jnp.einsum("kij,kj->i", scaled, points, precision="highest")
-        return jax.scipy.linalg.cho_solve((factor, True), linear)
-
-    origin = jax.lax.stop_gradient(mean_of(means))
-    offsets = means - origin
-    shift = mean_of(offsets)
-    residuals = offsets - shift
-    misfit = jnp.einsum("kij,ki,kj->", scaled, residuals, residuals, precision="highest")
-    improper = jnp.isnan(factor).any() & ~jnp.isnan(precision).any()
-    return _assemble(
-        origin + shift,
-        precision,
-        weights,
-        _log_det(jnp.linalg.cholesky(precisions)),
-        _log_det(factor),
-        misfit,
-        improper,
-    )
-
-
-def _assemble(
-    mean: Array,
-    precision: Array,
-    weights: Array,
-    log_det_experts: Array,
-    log_det: Array,
-    misfit: Array,
-    improper: Array,
-) -> GaussianProduct:
-    constant = mean.shape[0] * _LOG_2PI
-    log_z = 0.5 * (jnp.sum(weights * (log_det_experts - constant)) - (log_det - constant) - misfit)
-    return GaussianProduct(
-        jnp.where(improper, jnp.nan, mean), precision, jnp.where(improper, jnp.inf, log_z)
-    )
-
-
-def _log_det(factor: Array) -> Array:
-    return 2 * jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)).sum(axis=-1)
+def _difference(x: Any, mean: Any) -> Any:
+    if isinstance(x, np.ndarray) and isinstance(mean, np.ndarray):
+        # What the host holds in float64 is subtracted there, before it narrows.
+        dtype = jnp.result_type(jnp.float32, mean, x)
+        return jnp.asarray(np.subtract(x, mean, dtype=np.float64).astype(dtype))
+    return x - jnp.asarray(mean, jnp.result_type(jnp.float32, mean))
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -287,77 +223,3 @@ def _dot(a: Array, b: Array) -> Array:
 def _common_float(*arrays: Array) -> list[Array]:
     dtype = jnp.result_type(jnp.float32, *arrays)
     return [jnp.asarray(array, dtype) for array in arrays]
-
-
-def _check_gaussian(mean_name: str, mean: Array, precision_name: str, precision: Array) -> None:
-    mean_shape, precision_shape = jnp.shape(mean), jnp.shape(precision)
-    if len(mean_shape) != 1:
-        raise ValueError(f"{mean_name}: expected shape (D,), got {mean_shape}; batches are vmapped")
-    if precision_shape not in (mean_shape, mean_shape * 2):
-        raise ValueError(
-            f"{precision_name}: expected shape {mean_shape} or {mean_shape * 2}, got "
-            f"{precision_shape}"
-        )
-
-
-def _check_product_shapes(
-    means: Array,
-    precisions: Array,
-    weights: Array | None,
-    mask: Array | None,
-    prior: tuple[Array, Array] | None,
-) -> None:
-    shape = jnp.shape(means)
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(
-            f"means: expected a non-empty [K, D], got shape {shape}; vmap over batches"
-        )
-    found = jnp.shape(precisions)
-    if found not in (shape, (*shape, shape[1])):
-        raise ValueError(f"precisions: expected shape {shape} or {(*shape, shape[1])}, got {found}")
-    for name, value in (("weights", weights), ("mask", mask)):
-        if value is not None:
-            _checks.shape(name, value, shape[:1], f"{shape[0]} experts")
-    if mask is not None and not jnp.issubdtype(jnp.result_type(mask), jnp.bool_):
-        raise ValueError(f"mask: expected booleans, got dtype {jnp.result_type(mask)}")
-    if prior is None:
-        return
-    if not isinstance(prior, tuple) or len(prior) != 2:
-        raise ValueError("prior: expected a tuple (mean, precision)")
-    _checks.shape("prior[0]", prior[0], shape[1:], f"experts on {shape[1]} dimensions")
-    _check_gaussian("prior[0]", prior[0], "prior[1]", prior[1])
-    if len(found) == 2 and jnp.ndim(prior[1]) == 2:
-        raise ValueError(
-            "prior[1]: expected a diagonal precision [D] beside diagonal experts, got [D, D]; "
-            "give the experts' precisions as [K, D, D]"
-        )
-
-
-def _check_product_values(
-    means: Any, precisions: Any, weights: Any, mask: Any, prior: tuple[Any, Any] | None
-) -> None:
-    # NumPy, since under an outer trace a jnp operation on a constant gives a tracer.
-    means, precisions, weights = (np.asarray(leaf) for leaf in (means, precisions, weights))
-    for k in np.flatnonzero(np.asarray(mask)):
-        if not 0 <= weights[k] < np.inf:
-            raise ValueError(f"weights[{k}]: expected a finite number >= 0, got {weights[k]}")
-        _check_expert(f"means[{k}]", means[k], f"precisions[{k}]", precisions[k])
-    if prior is not None:
-        _check_expert("prior[0]", prior[0], "prior[1]", prior[1])
-
-
-def _check_expert(mean_name: str, mean: Array, precision_name: str, precision: Array) -> None:
-    _checks.finite(mean_name, mean)
-    _checks.finite(precision_name, precision)
-    host = np.asarray(precision, np.float64)
-    if host.ndim == 1:
-        smallest = host.min()
-    else:
-        if not np.allclose(host, host.T, rtol=0, atol=1e-5 * np.abs(host).max()):
-            raise ValueError(f"{precision_name}: expected a symmetric matrix")
-        smallest = np.linalg.eigvalsh(host).min()
-    if smallest <= 0:
-        raise ValueError(
-            f"{precision_name}: expected a positive definite precision, got a smallest "
-            f"eigenvalue of {smallest:.3g}"
-        )

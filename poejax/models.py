@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from poejax import _checks
+from poejax import _border, _checks
 from poejax.experts import Bias, HiddenBank
 from poejax.product import Product, product
 from poejax.types import Array, Params
@@ -29,8 +29,8 @@ def rbm(num_visible: int, num_hidden: int, visible_bias: bool = True) -> Product
 
     Source: Smolensky (1986); Hinton (2002), section 4.
     """
-    visible = Bernoulli(num_visible)
-    hidden = HiddenBank(visible, Bernoulli(num_hidden))
+    visible = Bernoulli(_checks.positive_int("num_visible", num_visible))
+    hidden = HiddenBank(visible, Bernoulli(_checks.positive_int("num_hidden", num_hidden)))
     if not visible_bias:
         return product(visible, hidden=hidden)
     return product(visible, bias=Bias(visible), hidden=hidden)
@@ -49,8 +49,8 @@ def gaussian_rbm(num_visible: int, num_hidden: int) -> Product:
       Product with params {"bias": {"field": {"linear": [D], "log_precision": [D]}},
       "hidden": {"w": [D, H], "b": [H]}}.
     """
-    visible = GaussianDiag(num_visible)
-    hidden = HiddenBank(visible, Bernoulli(num_hidden))
+    visible = GaussianDiag(_checks.positive_int("num_visible", num_visible))
+    hidden = HiddenBank(visible, Bernoulli(_checks.positive_int("num_hidden", num_hidden)))
     return product(visible, bias=Bias(visible), hidden=hidden)
 
 
@@ -73,7 +73,7 @@ def rbm_from_log_probs(log_probs: Array) -> tuple[Product, Params]:
 
     Source: the idea of Le Roux & Bengio (2008), Theorem 2, without its induction.
     """
-    log_probs = jnp.asarray(log_probs, jnp.result_type(float))
+    log_probs = jnp.asarray(_border.array("log_probs", log_probs), jnp.result_type(float))
     num_corners = log_probs.size
     if log_probs.ndim != 1 or num_corners < 2 or num_corners & (num_corners - 1):
         raise ValueError(f"log_probs: expected shape (2**d,), d >= 1, got {log_probs.shape}")

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from poejax import _checks, inference, models, training
+from poejax import _border, _checks, _optimizers, inference, models, training
 from poejax.product import Product
 from poejax.types import Array, Estimator, Params
+from poejax.units.base import as_float
 
 Layer = tuple[Product, Params]
 """An RBM of a stack and its parameters."""
@@ -60,12 +61,18 @@ def fit_greedy(
     if np.ndim(num_hidden) != 1 or not len(num_hidden):
         raise ValueError(f"num_hidden: expected a size for every layer, got {num_hidden!r}")
     num_hidden = [_checks.positive_int("num_hidden", n) for n in np.asarray(num_hidden).tolist()]
+    probabilities = _border.array("probabilities", probabilities)
     _checks.leading_axis("probabilities", probabilities)
-    if jnp.ndim(probabilities) != 2:
-        raise ValueError(f"probabilities: expected shape (N, D), got {jnp.shape(probabilities)}")
+    if probabilities.ndim != 2:
+        raise ValueError(f"probabilities: expected shape (N, D), got {probabilities.shape}")
+    _check_probabilities("probabilities", probabilities)
+    if not callable(make_estimator):
+        raise TypeError(
+            "make_estimator: expected a function from a product to its estimator, got "
+            f"{_checks.describe(make_estimator)}"
+        )
+    _optimizers.check(tx)
     x = jnp.asarray(probabilities, jnp.result_type(float))
-    if _checks.is_concrete(x) and not bool(jnp.all((x >= 0) & (x <= 1))):
-        raise ValueError("probabilities: expected values in [0, 1], got others or NaN")
     stack = list(below)
     sizes, wanted = (
         [_sizes(layer) for layer in stack],
@@ -82,9 +89,8 @@ def fit_greedy(
             continue
         model = models.rbm(x.shape[1], size)
         estimator = make_estimator(model)
-        params = model.init(jax.random.fold_in(rng_key, 2 * number))
-        mean = jnp.clip(jnp.mean(x, axis=0), 0.01, 0.99)
-        params["bias"]["field"] = jnp.log(mean) - jnp.log1p(-mean)
+        start_key = jax.random.fold_in(rng_key, 2 * number)
+        params = model.init_from(start_key, draw_bits(jax.random.fold_in(start_key, 2), x))
         key = jax.random.fold_in(rng_key, 2 * number + 1)
         state = training.init(key, model, estimator, tx, x, params=params, preprocess=draw_bits)
         state, _ = training.train_steps(
@@ -102,14 +108,32 @@ def features(stack: Sequence[Layer], x: Array) -> Array:
 
     φ_l = E[z_l | φ_{l-1}], φ_0 = x
     """
+    x = _border.array("x", x)
+    if stack and (jnp.ndim(x) != 2 or x.shape[1] != _sizes(stack[0])[0]):
+        raise ValueError(f"x: expected shape (N, {_sizes(stack[0])[0]}), got {x.shape}")
     for model, params in stack:
         x = _layer_features(model, params, x)
     return x
 
 
+def _is_probability(v: Array) -> Array:
+    return (v >= 0) & (v <= 1)
+
+
+def _check_probabilities(name: str, rows: Array) -> None:
+    if _border.is_abstract(rows):
+        return
+    if (place := _border.first_failure(rows, _is_probability)) is not None:
+        raise ValueError(
+            f"{name}: expected values in [0, 1], e.g. pixels / 255, got "
+            f"{_border.entry(rows, place)}{_border.where(place)}"
+        )
+
+
+@_border.with_check(_check_probabilities)
 def draw_bits(rng_key: Array, probabilities: Array) -> Array:
     """Draw {0, 1} with the given probabilities; a `preprocess` for `training`."""
-    return jax.random.bernoulli(rng_key, probabilities).astype(probabilities.dtype)
+    return jax.random.bernoulli(rng_key, as_float(probabilities)).astype(probabilities.dtype)
 
 
 def _sizes(layer: Layer) -> tuple[int, int]:

@@ -21,6 +21,19 @@ Latent: TypeAlias = Any
 """One value of an expert's latent variables; `()` for an expert that has none."""
 
 
+class Weighted(NamedTuple):
+    """Rows with a weight each, in place of rows wherever data are learned from.
+
+    Equal to repeating each row as often as its weight says; only ratios of weights matter.
+
+    x: batch of rows [N, ...].
+    weights: non-negative, not all zero, [N].
+    """
+
+    x: Any
+    weights: Array
+
+
 class ChainState(NamedTuple):
     """What the next step needs: the visible event, and the mask of sites it must not move.
 
@@ -90,6 +103,12 @@ class Estimator(Protocol):
     """A rule for the gradient of a loss to minimise: the negative log-likelihood, or a stand-in.
 
     The last of what `grad` returns is its diagnostics: EstimatorInfo, LossInfo, or a rule's own.
+    Where these have a `loss`, optimizers that need the loss itself get it.
+
+    Rows may be more than events: any pytree of arrays with one leading axis, such as a NamedTuple
+    of events and what belongs to each. Such a rule has a method `check_data(name, data)`, which
+    `training` calls with all rows in place of the check of the visible units; it raises errors that
+    begin with `name`. A rule with an attribute `model` has its data checked at every call.
     """
 
     def init(self, rng_key: Array, params: Params, data: Event) -> PyTree: ...

@@ -1,7 +1,9 @@
 """NumPy float64 reference for bank models, written from the energy; imports nothing from poejax.
 
-    -E(x, z) = beta [aᵀt(x) - ½ Σ_i precision_i x_i² + bᵀs(z) + t(x)ᵀ W s(z)] - ½ Σ_real z_j²
+    -E(x, z) = beta [aᵀt(x) - ½ Σ_i (precision_i x_i² + a_i² / precision_i) + bᵀs(z) + t(x)ᵀ W s(z)]
+               - ½ Σ_real z_j²
 
+with i over real visible units, whose bias is a Gaussian measured from its mode.
 A side (visible or hidden) is a tuple of blocks; an event is its flat statistic vector, one-hot
 units written out. Discrete sides are enumerated. Real units are enumerated too, on a uniform grid
 whose log spacing is the log weight of a state: for Gaussians the trapezoidal rule converges like
@@ -94,7 +96,9 @@ class Machine:
 
     def minus_energy(self, t, s):
         """-E of every pair of a visible event t [n, M] and a hidden event s [m, N], [n, m]."""
-        visible = t @ self.a - 0.5 * (t**2) @ self.precision
+        is_real = self.precision > 0
+        peak = 0.5 * np.sum(self.a[is_real] ** 2 / self.precision[is_real])
+        visible = t @ self.a - 0.5 * (t**2) @ self.precision - peak
         hidden = s @ self.b
         coupling = t @ self.w @ s.T
         base = -0.5 * (s**2) @ real_sites(self.hidden)

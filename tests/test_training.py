@@ -198,8 +198,11 @@ def test_bad_arguments_of_train_steps(change, error, message):
     [
         (BARS[:0], "data: expected at least one row"),
         (BARS[:, :8], r"data: expected shape \(N, 9\) for Bernoulli\(size=9\), got \(16, 8\)"),
-        (2 * BARS, r"data: expected values in \{0, 1\} .* got values in \[0, 2\]"),
-        (BARS.astype(float).at[3, 4].set(jnp.nan), "data: expected finite values, got NaN or inf"),
+        (2 * BARS, r"data: expected values in \{0, 1\} .* got 2 in row 1, column 0"),
+        (
+            BARS.astype(float).at[3, 4].set(jnp.nan),
+            "data: expected finite values, got nan in row 3, column 4",
+        ),
         (BARS / 2, r"data: expected values in \{0, 1\}"),
     ],
 )

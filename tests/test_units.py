@@ -217,7 +217,11 @@ BAD = [
     (units.Categorical(2, 3), np.zeros((1, 6)), r"x: expected shape \(N, 2, 3\)"),
     (units.GaussianDiag(2), np.array([[np.inf, 0.0]]), "x: expected finite values"),
     (units.StandardGaussian(2), np.zeros((1, 3)), r"x: expected shape \(N, 2\)"),
-    (units.ReLU(2), np.array([[0.0, -0.5]]), r"x: expected values >= 0 for ReLU.*in \[-0.5, 0\]"),
+    (
+        units.ReLU(2),
+        np.array([[0.0, -0.5]]),
+        r"x: expected values >= 0 for ReLU.*got -0.5 in row 0, column 1",
+    ),
     (DISCRETE["joint"][0], np.zeros((1, 6)), r"x: expected a dict of \['a', 'b', 'c'\]"),
     (DISCRETE["joint"][0], {"a": np.zeros((1, 2))}, r"x: expected a dict of .*, got \['a'\]"),
     (

@@ -12,9 +12,11 @@ from poejax.estimators.neighbours import (
     ratio_matching,
 )
 from poejax.estimators.score_matching import denoising_score_matching, score_matching
+from poejax.types import Weighted
 
 __all__ = [
     "Incomplete",
+    "Weighted",
     "blend",
     "cd",
     "centered",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax.estimators.common import own_estimator
+from poejax.estimators.common import mean_of_rows, own_estimator
 from poejax.experts import Bias, HiddenBank
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Params, PyTree
@@ -53,13 +53,14 @@ class Centered:
 
     def _means(self, params: Params, x: Event) -> tuple[Array, dict[str, Array]]:
         def means(x: Event) -> tuple[Array, dict[str, Array]]:
+            _, x = self.model.standardize(params, x)
             hidden = {
                 name: bank.hidden.linear_statistic(bank.latent_mean(params[name], x))
                 for name, bank in self._banks().items()
             }
             return self.model.visible.linear_statistic(x), hidden
 
-        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), jax.vmap(means)(x))
+        return mean_of_rows(means, x)
 
     def _center(self, grads: Params, mu: Array, lambdas: dict[str, Array]) -> Params:
         grads = dict(grads)

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from poejax import chains
+from poejax import _checks, chains
 from poejax.kernels import block_gibbs
 from poejax.product import Product
-from poejax.types import Array, Estimator, EstimatorInfo, Event, Kernel, Params
+from poejax.types import Array, Estimator, EstimatorInfo, Event, Kernel, Params, PyTree, Weighted
 
 
 def mean_log_density(model: Product, params: Params, x: Event) -> Array:
-    """Return the mean unnormalised log density of a batch."""
-    return jnp.mean(jax.vmap(model.log_density, in_axes=(None, 0))(params, x))
+    """Return the mean unnormalised log density of a batch, which may be Weighted."""
+    return mean_of_rows(lambda event: model.log_density(params, event), x)
+
+
+def mean_of_rows(fn: Callable[..., PyTree], batch: Any, *others: PyTree) -> PyTree:
+    """Return the mean over a batch, which may be Weighted, of `fn` of a row (and of `others`)."""
+    x, weights = (batch.x, batch.weights) if isinstance(batch, Weighted) else (batch, None)
+    values = jax.vmap(fn)(x, *others)
+    if weights is None:
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), values)
+    share = weights / jnp.sum(weights)
+    return jax.tree.map(lambda leaf: jnp.tensordot(share.astype(leaf.dtype), leaf, 1), values)
+
+
+def with_rows(batch: Any, x: Event) -> Any:
+    """Return `x` as what stands in for the rows of a batch, with its weights if it has some."""
+    return batch._replace(x=x) if isinstance(batch, Weighted) else x
 
 
 def own_kernel(model: Product, kernel: Kernel | None) -> Kernel:
     """Return `kernel` if it samples `model`, block Gibbs if it is None."""
+    _checks.model("model", model)
     if kernel is None:
         return block_gibbs(model)
     if not hasattr(kernel, "step"):
@@ -39,6 +56,7 @@ def own_estimator(name: str, model: Product, estimator: Any) -> Estimator:
         raise ValueError(
             f"{name}: expected an estimator for complete events; put `imputed` outside"
         )
+    _checks.model("model", model)
     if (found := getattr(estimator, "model", model)) != model:
         raise ValueError(f"{name}: expected an estimator of {model}, got one of {found}")
     return estimator
@@ -65,7 +83,7 @@ def surrogate(model: Product, params: Params, x_data: Event, x_model: Event) -> 
     Args:
       model: the product.
       params: its parameters.
-      x_data: batch of events [N, ...].
+      x_data: batch of events [N, ...], which may be Weighted.
       x_model: batch of samples of the model [M, ...], e.g. the states of persistent chains.
 
     Returns:

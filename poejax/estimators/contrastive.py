@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks, chains
-from poejax.estimators.common import advance, contrast, own_kernel
+from poejax.estimators.common import advance, contrast, own_kernel, with_rows
 from poejax.product import Product
-from poejax.types import Array, EstimatorInfo, Event, Kernel, Params
+from poejax.types import Array, EstimatorInfo, Event, Kernel, Params, Weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,10 @@ class ContrastiveDivergence:
         """Estimate the gradient from a batch [B, ...]."""
         init_key, run_key = jax.random.split(rng_key)
         keys = chains.chain_keys(init_key, _checks.leading_axis("batch", batch))
-        starts = jax.vmap(self.kernel.init, in_axes=(0, None, 0))(keys, params, batch)
+        x = batch.x if isinstance(batch, Weighted) else batch
+        starts = jax.vmap(self.kernel.init, in_axes=(0, None, 0))(keys, params, x)
         x_model = advance(run_key, self.kernel, params, starts, self.num_steps).x
-        grads, info = contrast(self.model, params, batch, x_model)
+        grads, info = contrast(self.model, params, batch, with_rows(batch, x_model))
         return grads, state, info
 
 
@@ -52,7 +53,12 @@ class PersistentContrastiveDivergence:
         """Start the chains at random rows of `data` [N, ...]."""
         row_key, init_key = jax.random.split(rng_key)
         num_rows = _checks.leading_axis("data", data)
-        rows = jax.random.randint(row_key, (self.num_chains,), 0, num_rows)
+        if isinstance(data, Weighted):
+            data, weights = data
+            log_weights = jnp.log(jnp.asarray(weights, jnp.result_type(float)))
+            rows = jax.random.categorical(row_key, log_weights, shape=(self.num_chains,))
+        else:
+            rows = jax.random.randint(row_key, (self.num_chains,), 0, num_rows)
         x = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
         keys = chains.chain_keys(init_key, self.num_chains)
         return jax.vmap(self.kernel.init, in_axes=(0, None, 0))(keys, params, x)

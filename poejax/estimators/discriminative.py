@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax.estimators.common import own_estimator
+from poejax.estimators.common import mean_of_rows, own_estimator
 from poejax.inference.classify import class_log_probs, label_unit
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Params
@@ -40,13 +40,16 @@ class Discriminative:
     ) -> tuple[Params, tuple[()], ClassInfo]:
         """Compute the gradient for a batch, a dict of blocks [B, ...]; `rng_key` is not used."""
         del rng_key
-        y = jnp.asarray(batch[self.label], jnp.result_type(float))[:, 0]
 
         def loss(params: Params) -> tuple[Array, ClassInfo]:
-            log_p = jax.vmap(lambda x: class_log_probs(self.model, params, x, self.label))(batch)
-            mean = jnp.mean(jnp.sum(y * log_p, axis=-1))
-            wrong = jnp.argmax(log_p, axis=-1) != jnp.argmax(y, axis=-1)
-            return -mean, ClassInfo(mean, jnp.mean(wrong))
+            def one(x: Event) -> ClassInfo:
+                y = jnp.asarray(x[self.label], jnp.result_type(float))[0]
+                log_p = class_log_probs(self.model, params, x, self.label)
+                wrong = jnp.argmax(log_p) != jnp.argmax(y)
+                return ClassInfo(jnp.sum(y * log_p), wrong.astype(log_p.dtype))
+
+            info = mean_of_rows(one, batch)
+            return -info.class_log_prob, info
 
         grads, info = jax.grad(loss, has_aux=True)(params)
         return grads, state, info

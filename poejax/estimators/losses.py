@@ -6,9 +6,9 @@ import abc
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from poejax import _checks, chains
+from poejax.estimators.common import mean_of_rows
 from poejax.product import Product
 from poejax.types import Array, Event, LossInfo, Params
 
@@ -38,7 +38,7 @@ class LossEstimator(abc.ABC):
         keys = chains.chain_keys(rng_key, _checks.leading_axis("batch", batch))
 
         def mean_loss(params: Params) -> Array:
-            return jnp.mean(jax.vmap(self.loss, in_axes=(0, None, 0))(keys, params, batch))
+            return mean_of_rows(lambda x, key: self.loss(key, params, x), batch, keys)
 
         loss, grads = jax.value_and_grad(mean_loss)(params)
         return grads, state, LossInfo(loss)

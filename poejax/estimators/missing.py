@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from poejax import _checks, chains
+from poejax import _border, _checks, chains
 from poejax.estimators.common import advance, own_estimator, own_kernel
-from poejax.inference.posterior import fill
+from poejax.inference.posterior import check_observed, check_shapes
 from poejax.product import Product
-from poejax.types import Array, Estimator, Event, Kernel, Params, PyTree
+from poejax.types import Array, Estimator, Event, Kernel, Params, PyTree, Weighted
 
 
 class Incomplete(NamedTuple):
@@ -34,18 +34,23 @@ class Imputed:
     kernel: Kernel
     num_steps: int
 
-    def check_data(self, name: str, data: Incomplete) -> None:
-        """Raise unless `data` are events of the model's units with masks."""
+    def check_data(self, name: str, data: Any) -> None:
+        """Raise unless `data` are events of the model's units with masks, weighted or not."""
+        if isinstance(data, Weighted):
+            data, _ = _checks.split_weights(name, data)
+            name = f"{name}.x"
         if not isinstance(data, Incomplete):
-            raise TypeError(f"{name}: expected Incomplete(x, observed), got {type(data).__name__}")
+            raise TypeError(
+                f"{name}: expected Incomplete(x, observed), got {_checks.describe(data)}"
+            )
+        data = _border.tree(name, data)
         visible = self.model.visible
         num_rows = _checks.leading_axis(f"{name}.x", data.x)
-        shapes = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, float), data.x)
-        visible.check(f"{name}.x", shapes)
+        check_shapes(self.model, f"{name}.x", data.x)
         _checks.one_row_per_chain(f"{name}.observed", data.observed, num_rows)
         first = jax.tree.map(lambda mask: mask[0], data.observed)
         visible.check_mask(f"{name}.observed", first)
-        visible.check(f"{name}.x", fill(self.model, data.x, data.observed))
+        check_observed(self.model, f"{name}.x", data.x, data.observed)
 
     def init(self, rng_key: Array, params: Params, data: Incomplete) -> Any:
         """Start the inner estimator on completed data."""
@@ -60,12 +65,14 @@ class Imputed:
         x = self._complete(complete_key, params, batch)
         return self.estimator.grad(grad_key, params, state, x)
 
-    def _complete(self, rng_key: Array, params: Params, data: Incomplete) -> Event:
+    def _complete(self, rng_key: Array, params: Params, data: Any) -> Any:
+        if isinstance(data, Weighted):
+            return data._replace(x=self._complete(rng_key, params, data.x))
         start_key, run_key = jax.random.split(rng_key)
         visible = self.model.visible
 
         def start(key: Array, x: Event, observed: PyTree) -> Any:
-            x = visible.select(observed, x, self.model.init_visible(key))
+            x = visible.select(observed, x, self.model.init_visible(key, params))
             return self.kernel.init(key, params, x, observed)
 
         keys = chains.chain_keys(start_key, _checks.leading_axis("data", data))

@@ -28,7 +28,7 @@ class ScoreMatching(LossEstimator):
 
     def loss(self, rng_key: Array, params: Params, x: Event) -> Array:
         """Return ½ |score|² + trace of the score's Jacobian, or its sliced estimate."""
-        x = at_least_float32(as_float(x))
+        params, x = self.model.standardize(params, at_least_float32(as_float(x)))
         v = self._directions(rng_key, x)
 
         def directional(v: Array) -> tuple[Array, Array]:
@@ -53,7 +53,7 @@ class DenoisingScoreMatching(LossEstimator):
 
     def loss(self, rng_key: Array, params: Params, x: Event) -> Array:
         """Return ½ |score(x + σε) + ε/σ|², ε ~ N(0, I)."""
-        x = at_least_float32(as_float(x))
+        params, x = self.model.standardize(params, at_least_float32(as_float(x)))
         noise = jax.random.normal(rng_key, x.shape, x.dtype)
         score = _score(self.model, params, x + self.noise_scale * noise)
         return 0.5 * jnp.sum((score + noise / self.noise_scale) ** 2)
@@ -71,6 +71,8 @@ def score_matching(
     random directions with E[v vᵀ] = I instead: unbiased, with the norm kept exact (the form of
     reduced variance). Any expert will do, opaque ones too, if its log density has two
     derivatives in x; a network of rectified units has no curvature, and its trace would be lost.
+    Where the parameters hold coordinates the score is that in coordinates, so that columns of
+    different units weigh alike.
 
     Args:
       model: a product over GaussianDiag or Gaussian visible units.
@@ -104,7 +106,7 @@ def denoising_score_matching(model: Product, noise_scale: float) -> DenoisingSco
 
     Args:
       model: a product over GaussianDiag or Gaussian visible units.
-      noise_scale: σ > 0, in the units of x.
+      noise_scale: σ > 0, in the units of x, or of the parameters' coordinates if they hold any.
 
     Returns:
       An estimator; its info holds the mean loss J.
@@ -128,6 +130,7 @@ def _score(model: Product, params: Params, x: Array) -> Array:
 
 
 def _require_real(model: Product) -> None:
+    _checks.model("model", model)
     if not isinstance(model.visible, QuadraticUnit):
         raise ValueError(
             f"model: expected GaussianDiag or Gaussian visible units, got {model.visible}"

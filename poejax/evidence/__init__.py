@@ -7,12 +7,11 @@ from poejax.evidence.annealing import (
     ais_init,
     ais_result,
     ais_steps,
-    linear_betas,
     reverse_ais,
-    salakhutdinov_murray_betas,
 )
 from poejax.evidence.base import Base, base_rate, gaussian_base, student_t_base
 from poejax.evidence.likelihood import LogLikelihood, log_likelihood
+from poejax.evidence.paths import linear_betas, salakhutdinov_murray_betas
 
 __all__ = [
     "AISState",

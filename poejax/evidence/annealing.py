@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from poejax import _checks, chains, propriety
+from poejax import _border, _checks, chains, propriety
+from poejax._numerics import add
+from poejax.evidence import weights
 from poejax.evidence.base import Base
+from poejax.evidence.paths import (
+    RESOLUTION,
+    check_betas,
+    path_of,
+    path_params,
+    require_reach,
+    warn_if_base_is_light,
+)
 from poejax.kernels import block_gibbs
-from poejax.product import Product, product
+from poejax.product import Product, split_coordinates
 from poejax.types import Array, Event, Kernel, Params
 
 KernelFactory = Callable[[Product], Kernel]
@@ -29,6 +39,13 @@ class LogZ(NamedTuple):
     ess: effective sample size (Σw)²/Σw², in [1, num_chains].
     ci_low, ci_high: 95 % confidence interval, log_z ± 1.96 std_err.
     log_weights: [num_chains], of mean exp Z (`ais`) or 1/Z (`reverse_ais`).
+    pareto_k: k̂ of the weights' tail: their variance is finite below ½, and the estimate usable
+      below 0.7; NaN of fewer than 25 chains.
+
+    A few heavy weights make std_err meaningless: where ess is below 10 (half the chains, if these
+    are fewer than 20) or k̂ above 0.7, the interval is open on the side that log_z tends to miss,
+    +inf for `ais` and -inf for `reverse_ais`, and 3.69 = -log 0.025 wide on the other, by Markov's
+    inequality for weights that are positive and unbiased.
     """
 
     log_z: Array
@@ -37,12 +54,14 @@ class LogZ(NamedTuple):
     ci_low: Array
     ci_high: Array
     log_weights: Array
+    pareto_k: Array
 
 
 class AISState(NamedTuple):
     """A run in progress; saved and restored, it goes on as if it had not stopped.
 
     direction: 1 from base to model, -1 from model to base.
+    rest: what is below the last digit of the log weights, sums of many small terms.
     """
 
     step: Array
@@ -50,20 +69,7 @@ class AISState(NamedTuple):
     chains: Any
     log_weights: Array
     rng_key: Array
-
-
-def linear_betas(num_steps: int) -> Array:
-    """Return `num_steps` + 1 equally spaced inverse temperatures from 0 to 1."""
-    return jnp.linspace(0.0, 1.0, _checks.positive_int("num_steps", num_steps) + 1)
-
-
-def salakhutdinov_murray_betas() -> Array:
-    """Return the 14,501 inverse temperatures 0:1e-3:0.5, 0.5:1e-4:0.9, 0.9:1e-5:1.
-
-    Source: Salakhutdinov & Murray (2008), section 5.
-    """
-    pieces = [np.linspace(0, 0.5, 501)[:-1], np.linspace(0.5, 0.9, 4001)[:-1]]
-    return jnp.asarray(np.concatenate([*pieces, np.linspace(0.9, 1.0, 10_001)]))
+    rest: Array
 
 
 def ais(
@@ -102,11 +108,12 @@ def ais(
 
     Raises:
       ValueError: if `betas` is no path from 0 to 1, params, base and model do not fit, or the model
-        is known to be improper.
+        is known to be improper, lies too far from the origin of its coordinates, or has a log Z
+        that its dtype cannot resolve.
 
     Warns:
       UserWarning: if the base's tails are lighter than the model's: the weights then have infinite
-        variance.
+        variance; or if a few weights outweigh the others (see LogZ): take more temperatures.
 
     Source: Neal (2001); Salakhutdinov & Murray (2008), section 3.
     """
@@ -151,7 +158,8 @@ def reverse_ais(
 
     Source: Burda, Grosse & Salakhutdinov (2015); Grosse, Ancha & Roy (2016).
     """
-    model.visible.check("x", x)
+    _checks.model("model", model)
+    x = _border.events("x", model.visible, x)
     num_chains = _checks.leading_axis("x", x)
     state = ais_init(rng_key, model, params, base, betas, num_chains, x, kernel)
     num_steps = jnp.shape(betas)[0] - 1
@@ -172,16 +180,27 @@ def ais_init(
     _checks.rng_key("rng_key", rng_key)
     if _checks.positive_int("num_chains", num_chains) < 2:
         raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
+    _checks.model("model", model)
+    if not isinstance(base, Base):
+        raise TypeError(
+            "base: expected a base such as evidence.base_rate(model, data), got "
+            f"{_checks.describe(base)}"
+        )
     if base.model.visible != model.visible:
         raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
     model.check_params(params)
     propriety.require_proper(model, params)
-    _warn_if_base_is_light(model, params, base)
-    _check_betas(betas)
+    require_reach(model, params)
+    warn_if_base_is_light(model, params, base)
+    check_betas(betas)
     _checks.kernel_factory("kernel", kernel)
     if reverse_from is not None:
-        model.visible.check("reverse_from", reverse_from)
+        reverse_from = _border.events("reverse_from", model.visible, reverse_from)
         _checks.one_row_per_chain("reverse_from", reverse_from, num_chains)
+    params, coordinates = split_coordinates(params)
+    base = base.within(coordinates)
+    if reverse_from is not None:
+        reverse_from = model.visible.standardize_rows(coordinates, reverse_from)
     return _ais_init(rng_key, model, params, base, num_chains, reverse_from, kernel or block_gibbs)
 
 
@@ -194,7 +213,12 @@ def ais_steps(
     num_steps: int | Array,
     kernel: KernelFactory | None = None,
 ) -> AISState:
-    """Advance a run by up to `num_steps` temperatures; another number of steps compiles nothing."""
+    """Advance a run by up to `num_steps` temperatures; another number of steps compiles nothing.
+
+    Chains are in the coordinates of `params`, if they hold any.
+    """
+    params, coordinates = split_coordinates(params)
+    base = base.within(coordinates)
     return _ais_steps(
         state, model, params, base, jnp.asarray(betas), num_steps, kernel or block_gibbs
     )
@@ -205,25 +229,26 @@ def ais_result(state: AISState) -> LogZ:
     log_w = state.log_weights
     what = "chains of a normalisable model with finite parameters: "
     _checks.finite(f"ais: {what}", (state.chains, log_w))
-    num_chains = log_w.shape[0]
-    log_mean = jax.nn.logsumexp(log_w) - jnp.log(num_chains)
-    relative = jnp.exp(log_w - log_mean)  # weights over their mean
-    std_err = jnp.std(relative, ddof=1) / jnp.sqrt(num_chains)
-    ess = num_chains / jnp.mean(relative**2)
-    log_z = state.direction * log_mean
-    return LogZ(log_z, std_err, ess, log_z - 1.96 * std_err, log_z + 1.96 * std_err, log_w)
-
-
-def _path(model: Product, base: Base) -> Product:
-    return product(model.visible, base=base.model, target=model)
-
-
-def _path_params(path: Product, params: Params, base: Base, beta: Array) -> Params:
-    base_model, model = path.experts["base"], path.experts["target"]
-    return {
-        "base": base_model.temper(base.params, 1 - beta),
-        "target": model.temper(params, beta),
-    }
+    found = weights.summarize(log_w)
+    log_z = state.direction.astype(log_w.dtype) * found.log_mean
+    closed, markov = 1.96 * found.std_err, -math.log(0.025)
+    forwards = state.direction > 0
+    below = jnp.where(found.is_degenerate, jnp.where(forwards, markov, jnp.inf), closed)
+    above = jnp.where(found.is_degenerate, jnp.where(forwards, jnp.inf, markov), closed)
+    result = LogZ(
+        log_z, found.std_err, found.ess, log_z - below, log_z + above, log_w, found.pareto_k
+    )
+    if _checks.is_concrete(result):
+        _require_resolution(result)
+        if bool(found.is_degenerate):
+            warnings.warn(
+                f"ais: {weights.describe(found, len(log_w))}: the error bar means nothing, and the "
+                "interval is open on one side; take more temperatures, or a base closer to the "
+                "model",
+                UserWarning,
+                stacklevel=3,
+            )
+    return result
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_chains", "make_kernel"))
@@ -240,10 +265,10 @@ def _ais_init(
     x = reverse_from
     if x is None:
         x = jax.vmap(base.sample)(chains.chain_keys(base_key, num_chains))
-    path = _path(model, base)
+    path = path_of(model, base)
     beta = jnp.asarray(0.0 if reverse_from is None else 1.0)
     states = jax.vmap(make_kernel(path).init, in_axes=(0, None, 0))(
-        chains.chain_keys(run_key, num_chains), _path_params(path, params, base, beta), x
+        chains.chain_keys(run_key, num_chains), path_params(path, params, base, beta), x
     )
     # Tempering to β = 0 leaves constants: the model's at the start (H log 2 for binary hidden
     # units) multiply Z_0, the base's at the end would multiply Z.
@@ -258,6 +283,7 @@ def _ais_init(
         chains=states,
         log_weights=jnp.full(num_chains, direction * log_z_0),
         rng_key=run_key,
+        rest=jnp.zeros(num_chains, log_z_0.dtype),
     )
 
 
@@ -271,7 +297,7 @@ def _ais_steps(
     num_steps: Array,
     make_kernel: KernelFactory,
 ) -> AISState:
-    path = _path(model, base)
+    path = path_of(model, base)
     kernel = make_kernel(path)
     last = betas.shape[0] - 1
 
@@ -279,43 +305,26 @@ def _ais_steps(
         return betas[jnp.where(state.direction > 0, index, last - index)]
 
     def body(index: Array, state: AISState) -> AISState:
-        old = _path_params(path, params, base, beta_at(index))
-        new = _path_params(path, params, base, beta_at(index + 1))
+        old = path_params(path, params, base, beta_at(index))
+        new = path_params(path, params, base, beta_at(index + 1))
         # Differences before sums: the factors are large, their increments small.
         increments = jax.vmap(
             lambda x: jnp.sum(path.log_factors(new, x) - path.log_factors(old, x))
         )(state.chains.x)
         step_key = jax.random.fold_in(state.rng_key, index)
         states, _ = chains.step_all(step_key, kernel, new, state.chains)
-        log_weights = (state.log_weights + increments).astype(state.log_weights.dtype)
-        return state._replace(step=index + 1, chains=states, log_weights=log_weights)
+        log_weights, rest = add(
+            state.log_weights, state.rest, increments.astype(state.log_weights.dtype)
+        )
+        return state._replace(step=index + 1, chains=states, log_weights=log_weights, rest=rest)
 
     stop = jnp.minimum(state.step + num_steps, last).astype(state.step.dtype)
     return jax.lax.fori_loop(state.step, stop, body, state)
 
 
-def _warn_if_base_is_light(model: Product, params: Params, base: Base) -> None:
-    ours = propriety.total_tails(model, params)
-    theirs = propriety.total_tails(base.model, base.params)
-    if ours is None or theirs is None:
-        return
-    if propriety.sees(theirs.decay, propriety.uncovered(ours)).any():
-        warnings.warn(
-            "base: its Gaussian tails are lighter than the model's, which decays only as a power "
-            "in some direction: the weights have infinite variance and the error bar lies; take "
-            "evidence.student_t_base",
-            UserWarning,
-            stacklevel=4,
+def _require_resolution(found: LogZ) -> None:
+    if abs(float(found.log_z)) * float(jnp.finfo(found.log_z.dtype).eps) > RESOLUTION:
+        raise ValueError(
+            f"ais: expected a log Z that {found.log_z.dtype} resolves to {RESOLUTION} nats, got "
+            f"{float(found.log_z):.3g}; set jax_enable_x64"
         )
-
-
-def _check_betas(betas: Array) -> None:
-    if jnp.ndim(betas) != 1 or jnp.shape(betas)[0] < 2:
-        raise ValueError(f"betas: expected shape (T + 1,), T >= 1, got {jnp.shape(betas)}")
-    if _checks.is_concrete(betas):
-        values = np.asarray(betas)
-        if values[0] != 0 or values[-1] != 1 or not np.all(np.diff(values) >= 0):
-            raise ValueError(
-                f"betas: expected to rise from 0 to 1, got {values[0]} ... {values[-1]}"
-                f"{'' if np.all(np.diff(values) >= 0) else ', not monotone'}"
-            )

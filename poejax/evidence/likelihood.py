@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 
+from poejax import _border, _checks
 from poejax.evidence.annealing import LogZ
-from poejax.product import Product
+from poejax.product import Product, log_densities
 from poejax.types import Array, Event, Params
 
 
@@ -44,13 +44,17 @@ def log_likelihood(
     Raises:
       ValueError: if `x` is empty or holds no events of the visible units.
     """
-    model.visible.check("x", x)
+    _checks.model("model", model)
+    x = _border.events("x", model.visible, x)
     model.check_params(params)
-    density = _log_densities(model, params, x)
+    _check_log_z(log_z)
+    density = log_densities(model, params, x)
     mean = jnp.mean(density)
     if not isinstance(log_z, LogZ):
         value = mean - log_z
-        return LogLikelihood(value, value, value, jnp.asarray(jnp.nan), density - log_z)
+        # Of NumPy: under jax_debug_nans an array of JAX must not hold NaN.
+        no_ess: Any = np.asarray(np.nan, value.dtype)
+        return LogLikelihood(value, value, value, no_ess, density - log_z)
     return LogLikelihood(
         mean - log_z.log_z,
         mean - log_z.ci_high,
@@ -60,6 +64,12 @@ def log_likelihood(
     )
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _log_densities(model: Product, params: Params, x: Event) -> Array:
-    return jax.vmap(model.log_density, in_axes=(None, 0))(params, x)
+def _check_log_z(log_z: Any) -> None:
+    if isinstance(log_z, LogZ):
+        return
+    if not _checks.is_real(log_z):
+        raise TypeError(
+            f"log_z: expected a LogZ of evidence.ais, or one number, got {_checks.describe(log_z)}"
+        )
+    if _checks.is_concrete(log_z) and not np.isfinite(log_z):
+        raise ValueError(f"log_z: expected a finite value, got {log_z}")

@@ -16,6 +16,7 @@ from poejax.experts.base import get_beta
 from poejax.product import Product
 from poejax.types import Array, Event, Params
 from poejax.units import GaussianDiag
+from poejax.units.base import widen
 from poejax.units.gaussian import HALF_LOG_2PI
 
 
@@ -46,16 +47,15 @@ def log_z(model: Product, params: Params) -> Array:
 
     c chooses a component of every expert.
     """
-    width = model.visible.num_linear * len(factors(model))
     weight = _log_weight(model, params)
-    return jnp.sum(log_sum_exp(lambda i: weight(i)[0], _num_choices(model), width))
+    return jnp.sum(log_sum_exp(lambda i: weight(i)[0], _num_choices(model), _width(model)))
 
 
 def sample(rng_key: Array, model: Product, params: Params) -> Event:
     """Draw a component of every expert on every coordinate, then x."""
     choice_key, noise_key = jax.random.split(rng_key)
     weight = _log_weight(model, params)
-    log_weights = table(lambda i: weight(i)[0], _num_choices(model))
+    log_weights = table(lambda i: weight(i)[0], _num_choices(model), _width(model))
     size = model.visible.num_linear
     index = jax.vmap(draw_index, (0, 1))(jax.random.split(choice_key, size), log_weights)
     _, mean, precision = jax.vmap(weight)(index)
@@ -93,10 +93,11 @@ def _log_weight(model: Product, params: Params) -> Callable[[Array], tuple[Array
 def _components(factor: Factor, model: Product, params: Params) -> Components:
     expert, size = factor.expert, model.visible.num_linear
     own, present = params_at(params, factor.path)
+    own = widen(own)
     if isinstance(expert, Bias):
         field = expert.visible.field(own["field"])
         mean, precision = field["linear"] / field["precision"], field["precision"]
-        log_peak = 0.5 * field["linear"] * mean
+        log_peak = jnp.zeros_like(mean)
     else:
         mean, precision = own["mean"], jnp.exp(own["log_precision"])
         log_peak = 0.5 * own["log_precision"] - HALF_LOG_2PI
@@ -135,3 +136,7 @@ def _kind(factor: Factor, model: Product) -> str | None:
 def _num_choices(model: Product) -> int:
     experts = [factor.expert for factor in factors(model)]
     return math.prod(e.num_components for e in experts if isinstance(e, GaussianMixture))
+
+
+def _width(model: Product) -> int:
+    return model.visible.num_linear * len(factors(model))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from poejax import _checks
+from poejax._numerics import map_rows
 from poejax.experts.tails import Tails
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
+from poejax.units.base import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +53,59 @@ class Expert(abc.ABC):
         """Whether latents set precisions only, so that their mean says nothing of the mean of x."""
         return False
 
+    @property
+    def carries_base_rate(self) -> bool:
+        """Whether `fit` lets the expert take a share of the data's base rates or moments."""
+        return False
+
     @abc.abstractmethod
     def init(self, rng_key: Array) -> Params:
         """Draw initial parameters."""
 
+    def fit(
+        self,
+        rng_key: Array,
+        params: Params,
+        y: Event,
+        share: float,
+        weights: Array | None = None,
+    ) -> Params:
+        """Return a start near a batch `y` [N, ...] in coordinates, from that of `init`.
+
+        An expert that carries the base rates fits them to the power `share`; others keep `params`.
+        `weights` [N] are those of the rows, 1 each when None.
+        """
+        del rng_key, y, share, weights
+        return params
+
     @abc.abstractmethod
     def log_factors(self, params: Params, x: Event) -> Array:
         """Return each factor's own vote log f_k(x), [K]."""
+
+    def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
+        """Return Σ_k log f_k(x') - Σ_k log f_k(x) for events x' that differ from x at one site.
+
+        Here from every x' anew; families override it that know what a site adds. For visible units
+        whose events are arrays, a row or a number for each site.
+
+        Args:
+          params: this expert's parameters.
+          x: one event, of a floating dtype.
+          sites: which site differs, [S].
+          values: what x' holds there, [S, V, ...].
+
+        Returns:
+          [S, V].
+        """
+        here = self.log_factors(params, x)
+
+        def one(row: tuple[Array, Array]) -> Array:
+            there = jax.vmap(x.at[row[0]].set)(row[1])
+            votes = jax.vmap(self.log_factors, in_axes=(None, 0))(params, there)
+            return jnp.sum(votes - here, axis=-1)
+
+        width = values.shape[1] * max(self.visible.num_linear, self.num_factors)
+        return map_rows(one, (sites, values), width)
 
     def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
         """Return <field(z), t(x)> + g(z), whose integral over z is exp Σ_k log_factors."""
@@ -103,10 +153,27 @@ class Expert(abc.ABC):
         return None
 
 
+def statistic_changes(visible: Unit, x: Array, sites: Array, values: Array) -> Array:
+    """Return by how much `values` at `sites` change those sites' linear statistics, [S, V, M / D].
+
+    For `log_ratios`; the linear statistic of the D sites lies in order.
+    """
+    here = visible.linear_statistic(x).reshape(visible.num_sites, -1)[sites]
+    return at_least_float32(values.reshape(*values.shape[:2], -1) - here[:, None])
+
+
+def require_units(name: str, value: Any) -> None:
+    """Raise TypeError unless `value` is a block of units, not its size, say."""
+    if not isinstance(value, Unit):
+        raise TypeError(
+            f"{name}: expected units such as units.Bernoulli(784), got {_checks.describe(value)}"
+        )
+
+
 def set_beta(params: Params, beta: Array | float) -> Params:
-    """Return `params` with the leaf `beta` multiplied in, in the parameters' own dtype."""
+    """Return `params` with the leaf `beta` multiplied in, in their dtype or float32 if wider."""
     leaves = jax.tree.leaves(params) or [0.0]  # an expert may have no parameters
-    beta = jnp.asarray(beta, jnp.result_type(*leaves))
+    beta = jnp.asarray(beta, jnp.promote_types(jnp.result_type(*leaves), jnp.float32))
     return params | {"beta": beta * params.get("beta", 1.0)}
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
-from poejax.experts.base import Expert, get_beta, set_beta
+from poejax.experts.base import Expert, get_beta, require_units, set_beta, statistic_changes
 from poejax.experts.tails import Tails, as_float64, bounded, decay_of_field
 from poejax.types import Array, Event, Field, Latent, Params
 
@@ -15,9 +16,15 @@ from poejax.types import Array, Event, Field, Latent, Params
 class Bias(Expert):
     """log f(x) = <a, t(x)>; it has no latents and adds the field a.
 
+    Over real units log f is measured from its largest value, so that it is -½ λ (x - μ)² with
+    μ = linear / λ: the constant ½ λ μ², which Z would hold too, drowns all else far from zero.
+
     Params: {"field": free parameters of a field}, for Bernoulli units an array [D], for
     GaussianDiag units {"linear", "log_precision"}. All zero (unit precision) at init.
     """
+
+    def __post_init__(self) -> None:
+        require_units("visible", self.visible)
 
     @property
     def temper_is_power(self) -> bool:
@@ -31,8 +38,39 @@ class Bias(Expert):
         del rng_key
         return {"field": self.visible.init_field()}
 
+    @property
+    def carries_base_rate(self) -> bool:
+        return True
+
+    def fit(
+        self,
+        rng_key: Array,
+        params: Params,
+        y: Event,
+        share: float,
+        weights: Array | None = None,
+    ) -> Params:
+        del rng_key, params
+        fitted = self.visible.fit_field(y, smoothing=0.01, weights=weights)
+        return {"field": fitted if share == 1 else self.visible.power(fitted, share)}
+
     def log_factors(self, params: Params, x: Event) -> Array:
-        return self.visible.inner(self.visible_field(params, ()), x)[None]
+        return (get_beta(params) * self.visible.log_factor(params["field"], x))[None]
+
+    def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
+        del z
+        return self.log_factors(params, x)[0]
+
+    def latent_log_weight(self, params: Params, z: Latent) -> Array:
+        del z
+        return -get_beta(params) * self.visible.peak(params["field"])
+
+    def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
+        if type(self) is not Bias:  # what a subclass says of its factors is not known here
+            return super().log_ratios(params, x, sites, values)
+        changes = statistic_changes(self.visible, x, sites, values)
+        field = self.visible.linear_part(params["field"]).reshape(self.visible.num_sites, -1)
+        return get_beta(params) * jnp.sum(changes * field[sites][:, None], axis=-1)
 
     def visible_field(self, params: Params, z: Latent) -> Field:
         del z

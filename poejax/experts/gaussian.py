@@ -13,7 +13,8 @@ from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.experts.tails import Tails, as_float64, bounded, upper_triangle
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import GaussianDiag
-from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit
+from poejax.units.base import widen
+from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit, moments
 from poejax.units.gaussian_full import triangular_rows
 
 
@@ -61,8 +62,31 @@ class Gaussian(Expert):
         off_diagonal = jnp.zeros(size * (size - 1) // 2)
         return {"mean": mean, "log_diagonal": jnp.zeros(size), "off_diagonal": off_diagonal}
 
+    @property
+    def carries_base_rate(self) -> bool:
+        return True
+
+    def fit(
+        self,
+        rng_key: Array,
+        params: Params,
+        y: Event,
+        share: float,
+        weights: Array | None = None,
+    ) -> Params:
+        del rng_key
+        y = y if self.coordinate is None else y[:, self.coordinate][:, None]
+        mean, variance = moments(y, weights=weights)
+        mean = jnp.asarray(mean, params["mean"].dtype)
+        if self.covariance == "diag":
+            return {"mean": mean, "log_precision": jnp.log(share / jnp.asarray(variance))}
+        # A field's free parameters are the same rows beside another parameter of location.
+        fitted = self.visible.power(self.visible.fit_field(y, 0.0, weights), share)
+        return {"mean": mean} | {name: fitted[name] for name in ("log_diagonal", "off_diagonal")}
+
     def log_factors(self, params: Params, x: Event) -> Array:
         # Through the centred residual, not the field: μᵀΛμ would cancel badly far from zero.
+        params = widen(params)
         centred = self._seen(self.visible.linear_statistic(x)) - params["mean"]
         if self.covariance == "diag":
             log_scale = 0.5 * params["log_precision"]
@@ -82,6 +106,7 @@ class Gaussian(Expert):
         return self.log_factors(params, jnp.zeros(require_real(self.visible).size))[0]
 
     def visible_field(self, params: Params, z: Latent) -> Field:
+        params = widen(params)
         visible, beta = require_real(self.visible), get_beta(params)
         if self.covariance == "full":
             rows = triangular_rows(params)

@@ -12,8 +12,10 @@ from poejax import _checks
 from poejax.experts.base import Expert, get_beta, set_beta, tempered_logsumexp
 from poejax.experts.gaussian import require_real
 from poejax.experts.tails import Tails, as_float64, bounded
+from poejax.mixtures import fit_em
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Categorical
+from poejax.units.base import widen
 from poejax.units.gaussian import HALF_LOG_2PI
 
 
@@ -55,6 +57,30 @@ class GaussianMixture(Expert):
         mean = jax.random.normal(rng_key, (*shape, require_real(self.visible).size // shape[0]))
         return {"logits": jnp.zeros(shape), "mean": mean, "log_precision": jnp.zeros_like(mean)}
 
+    @property
+    def carries_base_rate(self) -> bool:
+        return True
+
+    def fit(
+        self,
+        rng_key: Array,
+        params: Params,
+        y: Event,
+        share: float,
+        weights: Array | None = None,
+    ) -> Params:
+        y = jnp.moveaxis(jnp.reshape(y, (len(y), self.num_factors, -1)), 1, 0)
+        keys = jax.random.split(rng_key, self.num_factors)
+        fits = [
+            fit_em(key, part, self.num_components, covariance="diag", weights=weights)[0]
+            for key, part in zip(keys, y, strict=True)
+        ]
+        return {
+            "logits": jnp.stack([found.log_weights for found in fits]),
+            "mean": jnp.stack([found.means for found in fits]),
+            "log_precision": jnp.log(share) - jnp.log(jnp.stack([f.covariances for f in fits])),
+        }
+
     def log_factors(self, params: Params, x: Event) -> Array:
         return tempered_logsumexp(get_beta(params), self._untempered(params, x))
 
@@ -80,7 +106,7 @@ class GaussianMixture(Expert):
         return jax.nn.softmax(self._log_joints(params, x), axis=-1)
 
     def visible_field(self, params: Params, z: Latent) -> Field:
-        visible = require_real(self.visible)
+        visible, params = require_real(self.visible), widen(params)
         precision = jnp.exp(params["log_precision"])
         linear = jnp.einsum("mk,mkd->md", z, params["mean"] * precision).reshape(-1)
         chosen = jnp.einsum("mk,mkd->md", z, precision).reshape(-1)
@@ -105,6 +131,7 @@ class GaussianMixture(Expert):
         return get_beta(params) * self._untempered(params, x)
 
     def _untempered(self, params: Params, x: Event) -> Array:
+        params = widen(params)
         x = self.visible.linear_statistic(x).reshape(self.num_factors, 1, -1)
         half_log = 0.5 * params["log_precision"]
         residual = jnp.exp(half_log) * (x - params["mean"])

@@ -18,6 +18,7 @@ from poejax.experts.combine import (
 )
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Categorical, Unit
+from poejax.units.base import widen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,16 @@ class Mixture(Expert):
 
     def log_factors(self, params: Params, x: Event) -> Array:
         return jax.nn.logsumexp(self._log_joints(params, x))[None]
+
+    def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
+        if type(self) is not Mixture:  # what a subclass says of its factors is not known here
+            return super().log_ratios(params, x, sites, values)
+        log_p = jax.nn.log_softmax(self._log_joints(params, x))
+        changes = [
+            expert.log_ratios(self._member(params, name), x, sites, values)
+            for name, expert in self.items
+        ]
+        return jax.nn.logsumexp(log_p[:, None, None] + jnp.stack(changes), axis=0)
 
     def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
         if self.is_opaque:
@@ -122,7 +133,7 @@ class Mixture(Expert):
         return set_beta(params, beta)
 
     def _log_share(self, params: Params, z: Latent) -> Array:
-        return get_beta(params) * jnp.sum(z["choice"] * jax.nn.log_softmax(params["logits"]))
+        return get_beta(params) * jnp.sum(z["choice"] * self._log_weights(params))
 
     def _choice(self) -> Categorical:
         return Categorical(1, len(self.items))
@@ -142,7 +153,10 @@ class Mixture(Expert):
             jnp.sum(expert.log_factors(self._member(params, name), x))
             for name, expert in self.items
         ]
-        return get_beta(params) * jax.nn.log_softmax(params["logits"]) + jnp.stack(votes)
+        return get_beta(params) * self._log_weights(params) + jnp.stack(votes)
+
+    def _log_weights(self, params: Params) -> Array:
+        return jax.nn.log_softmax(widen(params["logits"]))
 
 
 def mixture(visible: Unit, **experts: Expert) -> Mixture:

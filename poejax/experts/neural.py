@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax.experts.base import Expert, get_beta, set_beta
+from poejax.experts.base import Expert, get_beta, require_units, set_beta
 from poejax.types import Array, Event, Field, Latent, Params
 
 
@@ -82,6 +82,7 @@ class Neural(OpaqueExpert):
     apply_fn: Callable[[Params, Event], Array]
 
     def __post_init__(self) -> None:
+        require_units("visible", self.visible)
         for name in ("init_fn", "apply_fn"):
             if not callable(found := getattr(self, name)):
                 raise TypeError(f"{name}: expected a function, got {found!r}")

@@ -10,6 +10,7 @@ from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.experts.neural import refuse_opaque
 from poejax.experts.tails import Tails, as_float64, raised
 from poejax.types import Array, Event, Field, Latent, Params
+from poejax.units.base import widen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +70,17 @@ class Power(Expert):
 
     def weight(self, params: Params) -> Array:
         """Return the weight w, []."""
-        return params["weight"] if self.signed else jnp.exp(params["log_weight"])
+        return widen(params["weight"]) if self.signed else jnp.exp(widen(params["log_weight"]))
 
     def log_factors(self, params: Params, x: Event) -> Array:
         weight = get_beta(params) * self.weight(params)
         return weight * self.expert.log_factors(params["expert"], x)
+
+    def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
+        if type(self) is not Power:  # what a subclass says of its factors is not known here
+            return super().log_ratios(params, x, sites, values)
+        weight = get_beta(params) * self.weight(params)
+        return weight * self.expert.log_ratios(params["expert"], x, sites, values)
 
     def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
         if self.is_opaque:

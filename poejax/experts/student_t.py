@@ -14,6 +14,7 @@ from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.experts.tails import Tails, as_float64, bounded
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Gaussian
+from poejax.units.base import widen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +80,12 @@ class StudentT(Expert):
 
     def directions(self, params: Params) -> Array:
         """Return the unit vectors w_j as columns, [D, J]."""
-        return params["w"] / jnp.linalg.norm(params["w"], axis=0)
+        w = widen(params["w"])
+        return w / jnp.linalg.norm(w, axis=0)
 
     def exponent(self, params: Params) -> Array:
         """Return the tempered exponents beta ν, [J]."""
-        return get_beta(params) * jnp.exp(params["log_exponent"])
+        return get_beta(params) * jnp.exp(widen(params["log_exponent"]))
 
     def log_factors(self, params: Params, x: Event) -> Array:
         return -self.exponent(params) * self._log_rate(params, x)
@@ -91,7 +93,7 @@ class StudentT(Expert):
     def latent_log_weight(self, params: Params, z: Latent) -> Array:
         nu = self.exponent(params)
         # The density of v = log u: the Jacobian turns u^(ν-1) du into exp(ν v) dv.
-        rate = jnp.exp(params["log_scale"] + z)
+        rate = jnp.exp(widen(params["log_scale"]) + z)
         return jnp.sum(nu * z - rate - gammaln(nu))
 
     def sample_latent(self, rng_key: Array, params: Params, x: Event) -> Latent:
@@ -119,6 +121,7 @@ class StudentT(Expert):
 
     def _log_rate(self, params: Params, x: Event) -> Array:
         """Return log(α + y²), without squaring a large y."""
+        params = widen(params)
         y = self.visible.linear_statistic(x) @ self.directions(params)
         small = jnp.abs(y) < 1
         # Both branches see arguments that keep their derivatives finite and right.

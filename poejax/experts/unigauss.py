@@ -13,6 +13,7 @@ from poejax.experts.gaussian import require_real
 from poejax.experts.tails import Tails, bounded
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Bernoulli
+from poejax.units.base import widen
 from poejax.units.gaussian import HALF_LOG_2PI
 
 
@@ -85,7 +86,7 @@ class Unigauss(Expert):
         return jax.nn.sigmoid(speaks - silent)
 
     def visible_field(self, params: Params, z: Latent) -> Field:
-        visible = require_real(self.visible)
+        visible, params = require_real(self.visible), widen(params)
         precision = z[:, None] * jnp.exp(params["log_precision"])
         linear = jnp.sum(precision * params["mean"], axis=0)
         field = visible.diagonal_field(linear, jnp.sum(precision, axis=0))
@@ -102,6 +103,7 @@ class Unigauss(Expert):
 
     def _log_joints(self, params: Params, x: Event) -> tuple[Array, Array]:
         """Return beta log [(1 - π) c] and beta log [π N(x; μ, 1/λ)], [J] each."""
+        params = widen(params)
         half_log = 0.5 * params["log_precision"]
         residual = jnp.exp(half_log) * (self.visible.linear_statistic(x) - params["mean"])
         log_normal = jnp.sum(half_log - HALF_LOG_2PI - 0.5 * residual**2, axis=-1)

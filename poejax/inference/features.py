@@ -34,6 +34,7 @@ def features(
     expert = model.experts.get(bank)
     if not isinstance(expert, HiddenBank):
         raise ValueError(f"bank: expected the name of a HiddenBank, got {bank!r}: {expert}")
+    params, x = model.standardize(params, x)
     bank_params, present = combine.split_present(params[bank])
     if not bias:
         zeros = expert.hidden.shift_linear(

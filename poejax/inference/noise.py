@@ -129,13 +129,14 @@ class GaussianNoise:
         log_scale = jnp.log(jnp.asarray(self.scale, jnp.result_type(float)))
         y = visible.linear_statistic(y)
         params = visible.init_field()
-        linear = y * jnp.exp(-2 * log_scale)
+        # Times the very numbers that the field's mean is divided by, so that it is y to the last
+        # digit, which is what counts where y is far from zero.
         if isinstance(visible, GaussianDiag):
-            return params | {
-                "linear": linear,
-                "log_precision": params["log_precision"] - 2 * log_scale,
-            }
-        return params | {"linear": linear, "log_diagonal": params["log_diagonal"] - log_scale}
+            log_precision = params["log_precision"] - 2 * log_scale
+            return params | {"linear": y * jnp.exp(log_precision), "log_precision": log_precision}
+        log_diagonal = params["log_diagonal"] - log_scale
+        root = jnp.exp(log_diagonal)
+        return params | {"linear": y * root * root, "log_diagonal": log_diagonal}
 
 
 def _corrupt_blocks(noise: Noise, rng_key: Array, visible: Joint, x: Event) -> Event:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks, chains, propriety
+from poejax import _border, _checks, chains, propriety
+from poejax._numerics import add
 from poejax.experts import Bias
 from poejax.inference.noise import Noise
 from poejax.kernels import BlockGibbs, block_gibbs
-from poejax.product import Product, product
+from poejax.product import Product, product, split_coordinates
 from poejax.types import Array, Event, Kernel, Params, PyTree
 from poejax.units.base import at_least_float32
 
@@ -78,7 +79,8 @@ def denoise(
 
     Source: Geman & Geman (1984) for posterior sampling of images; the product view, Hinton (2002).
     """
-    model.visible.check("noisy", noisy)
+    _checks.model("model", model)
+    noisy = _border.events("noisy", model.visible, noisy)
     if isinstance(noise, type) or not hasattr(noise, "field"):
         raise TypeError(f"noise: expected e.g. BitFlips(0.1) or GaussianNoise(0.5), got {noise!r}")
     if jax.tree_util.all_leaves([noise]):
@@ -131,12 +133,14 @@ def inpaint(
         does not fit, or the mean comes out infinite or NaN (not under an outer jit).
       TypeError: if a mask is not boolean.
     """
+    _checks.model("model", model)
+    x = _border.tree("x", x)
     num_rows = _checks.leading_axis("x", x)
     # Shapes first: where masks are applied, wrong ones would broadcast.
-    model.visible.check("x", jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, float), x))
+    check_shapes(model, "x", x)
     observed = per_row_masks(model, observed, num_rows)
+    check_observed(model, "x", x, observed)
     x = fill(model, x, observed)
-    model.visible.check("x", x)
     _check(rng_key, num_chains, num_steps, burn_in, batch_size, kernel)
     model.check_params(params)
     posterior = _inpaint(
@@ -155,7 +159,7 @@ def inpaint(
 
 def per_row_masks(model: Product, observed: PyTree, num_rows: int) -> PyTree:
     """Return masks with a leading row axis, checked against the model's visible units."""
-    masks = jax.tree.map(jnp.asarray, observed)
+    masks = jax.tree.map(jnp.asarray, _border.tree("observed", observed))
     if len(ranks := {jnp.ndim(mask) for mask in jax.tree.leaves(masks)}) > 1:
         raise ValueError(f"observed: expected masks all [D] or all [N, D], got ranks {ranks}")
     if all(jnp.ndim(mask) == 2 for mask in jax.tree.leaves(masks)):
@@ -174,6 +178,31 @@ def fill(model: Product, x: Event, observed: PyTree) -> Event:
         return model.visible.select(mask, x, blank)
 
     return jax.vmap(one)(observed, x)
+
+
+def check_shapes(model: Product, name: str, x: Event) -> None:
+    """Raise unless the batch `x` has the shape of events, whatever it holds."""
+    model.visible.check(name, jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, float), x))
+
+
+def check_observed(model: Product, name: str, x: Event, observed: PyTree) -> None:
+    """Raise unless what `x` holds at observed sites, in its own precision, are values of them."""
+    if not _checks.is_concrete(x, observed):
+        return
+
+    def complete(x: Array, mask: Array, blank: Array) -> np.ndarray:
+        # With what the site holds in another row: of real units too it is a likely value.
+        values, seen = np.asarray(x), np.asarray(mask)
+        first = values[seen.argmax(axis=0), np.arange(seen.shape[1])]
+        missing = np.where(_expand(np.any(seen, axis=0), first), first, np.asarray(blank))
+        return np.where(_expand(seen, values), values, missing.astype(values.dtype))
+
+    blank = model.visible.random_event(jax.random.key(0))
+    model.visible.check(name, jax.tree.map(complete, x, observed, blank))
+
+
+def _expand(mask: Any, x: np.ndarray) -> np.ndarray:
+    return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
 
 
 @functools.partial(
@@ -226,7 +255,7 @@ def _inpaint(
         keys = chains.chain_keys(jax.random.fold_in(key, 0), num_chains)
 
         def start(key: Array) -> PyTree:
-            at_random = model.init_visible(jax.random.fold_in(key, 1))
+            at_random = model.init_visible(jax.random.fold_in(key, 1), params)
             return kernel.init(key, params, model.visible.select(mask, x, at_random), mask)
 
         return _average(key, kernel, model, params, jax.vmap(start)(keys), num_steps, burn_in)
@@ -237,7 +266,10 @@ def _inpaint(
 def _with_noise(model: Product, params: Params, noise: Noise, y: Event) -> tuple[Product, Params]:
     """Return prior times noise, p(x) p(y | x) as a function of x, and its parameters."""
     posterior = product(model.visible, prior=model, noise=Bias(model.visible))
-    return posterior, {"prior": params, "noise": {"field": noise.field(model.visible, y)}}
+    prior, coordinates = split_coordinates(params)
+    field = model.visible.move_field(noise.field(model.visible, y), coordinates)
+    given = {"prior": prior, "noise": {"field": field}}
+    return posterior, given | ({"coordinates": coordinates} if coordinates else {})
 
 
 def _average(
@@ -254,10 +286,7 @@ def _average(
     def conditional_mean(state: PyTree, info: PyTree) -> Event:
         if not isinstance(kernel, BlockGibbs):
             return state.x
-        field = model.visible_field(params, info.z)
-        if state.clamp is None:
-            return model.visible.mean(field)
-        return model.visible.mean_clamped(field, state.x, state.clamp)
+        return model.visible_mean(params, info.z, state.x, state.clamp)
 
     def take(states: PyTree, index: Array) -> tuple[PyTree, Event]:
         key = jax.random.fold_in(rng_key, 1 + index)
@@ -265,18 +294,24 @@ def _average(
         mean = jax.vmap(conditional_mean)(states, info)
         return states, jax.tree.map(at_least_float32, mean)
 
-    def step(carry: tuple[PyTree, Event], index: Array) -> tuple[tuple[PyTree, Event], None]:
-        (states, means), count = carry, index - burn_in + 1
+    def step(carry: Any, index: Array) -> tuple[Any, None]:
+        (states, means, rests), count = carry, index - burn_in + 1
         states, new = take(states, index)
         # A running mean: a sum of many terms would lose digits, and move what is held.
         # Never divided by 0: where's other branch would make gradients NaN.
-        step = jnp.maximum(count, 1)
-        means = jax.tree.map(lambda m, v: jnp.where(count > 0, m + (v - m) / step, m), means, new)
-        return (states, means), None
+        step = jnp.maximum(count, 1).astype(jnp.result_type(float))
+
+        def one(mean: Array, rest: Array, v: Array) -> tuple[Array, Array]:
+            return add(mean, rest, jnp.where(count > 0, ((v - mean) - rest) / step, 0.0))
+
+        pairs = jax.tree.map(one, means, rests, new)
+        means, rests = jax.tree.transpose(jax.tree.structure(means), None, pairs)
+        return (states, means, rests), None
 
     _, shapes = jax.eval_shape(take, states, jnp.zeros((), int))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (states, means), _ = jax.lax.scan(step, (states, zeros), jnp.arange(num_steps))
+    start = (states, zeros, zeros)
+    (states, means, _), _ = jax.lax.scan(step, start, jnp.arange(num_steps))
     # About the first chain, so that chains that agree have their value and an error of 0 exactly.
     shifted = jax.tree.map(lambda m: m - m[0], means)
     mean = jax.tree.map(lambda m, s: m[0] + jnp.mean(s, axis=0), means, shifted)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from poejax.product import Product
+from poejax import _border, _checks
+from poejax.product import Product, log_densities
 from poejax.types import Array, Event, Params
 
 
@@ -53,12 +52,8 @@ def rank(model: Product, params: Params, x: Event) -> Ranking:
     Raises:
       ValueError: if `x` is empty or holds no events of the visible units.
     """
-    model.visible.check("x", x)
+    _checks.model("model", model)
+    x = _border.events("x", model.visible, x)
     model.check_params(params)
-    return _rank(model, params, x)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _rank(model: Product, params: Params, x: Event) -> Ranking:
-    log_density = jax.vmap(model.log_density, in_axes=(None, 0))(params, x)
+    log_density = log_densities(model, params, x)
     return Ranking(jnp.argsort(-log_density, stable=True), log_density)

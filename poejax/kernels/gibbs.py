@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 
+from poejax import _checks
 from poejax.product import Product
 from poejax.types import Array, ChainState, Event, GibbsInfo, Params, PyTree
 from poejax.units.base import as_float
@@ -38,11 +39,7 @@ class BlockGibbs:
         """Draw the latents, then the visible sites that are not clamped."""
         latent_key, visible_key = jax.random.split(rng_key)
         z = self.model.sample_latent(latent_key, params, state.x)
-        visible, field = self.model.visible, self.model.visible_field(params, z)
-        if state.clamp is None:
-            x = visible.sample(visible_key, field)
-        else:
-            x = visible.sample_clamped(visible_key, field, state.x, state.clamp)
+        x = self.model.sample_visible(visible_key, params, z, state.x, state.clamp)
         # A chain keeps the dtype it started in, whatever the precision of the parameters.
         x = jax.tree.map(lambda new, old: new.astype(old.dtype), x, state.x)
         return ChainState(x, state.clamp), GibbsInfo(z)
@@ -64,6 +61,7 @@ def block_gibbs(model: Product) -> BlockGibbs:
 
     Source: Geman & Geman (1984); for products of experts, Hinton (2002), section 2.
     """
+    _checks.model("model", model)
     if model.is_opaque:
         raise ValueError(
             f"block_gibbs: only the density is known of the experts {_opaque(model)}; sample the "

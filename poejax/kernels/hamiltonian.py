@@ -15,7 +15,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from poejax import _checks
-from poejax.product import Product
+from poejax.product import Product, split_coordinates
 from poejax.types import Array, ChainState, Event, HMCInfo, MetropolisInfo, Params, PyTree
 from poejax.units import Joint, StandardGaussian, Unit
 from poejax.units.base import as_float
@@ -58,12 +58,29 @@ class GradientKernel(abc.ABC):
         """Take a step of another size, which may be traced: a new one compiles nothing."""
 
     def log_density(self, params: Params, state: ChainState) -> Callable[[Event], Array]:
-        """Return the log density as a function of x, constant in the clamped sites.
+        """Return the log density as a function of the position, constant in the clamped sites.
 
         Those then feel no force. They drift as free particles, which adds the same to both sides
         of the acceptance ratio, and are put back after the step.
         """
-        return lambda x: self.model.log_density(params, _hold(state, x))
+        model = self.model
+        rest, _ = split_coordinates(params)
+
+        def log_density(y: Event) -> Array:
+            if state.clamp is not None:
+                _, y = model.standardize(params, _hold(state, model.restore(params, y)))
+            return model.log_density(rest, y)
+
+        return log_density
+
+    def position(self, params: Params, state: ChainState) -> Event:
+        """Return the event in the parameters' coordinates, in which the steps are taken."""
+        return _cast(self.model.standardize(params, state.x)[1], _dtype(state))
+
+    def moved(self, params: Params, state: ChainState, position: Event) -> ChainState:
+        """Return the state at a position."""
+        x = _cast(self.model.restore(params, position), _dtype(state))
+        return ChainState(_hold(state, x), state.clamp)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +91,15 @@ class MALA(GradientKernel):
         self, rng_key: Array, params: Params, state: ChainState, step_size: Array | float
     ) -> tuple[ChainState, MetropolisInfo]:
         blackjax = import_blackjax()
-        log_density, dtype = self.log_density(params, state), _dtype(state)
+        log_density = self.log_density(params, state)
         # blackjax draws this noise in the default dtype, which is wider than the chain's where
         # float32 chains run under x64; a chain keeps the dtype it started in.
-        start = blackjax.mala.init(_cast(state.x, jnp.result_type(float)), log_density)
+        position = _cast(self.position(params, state), jnp.result_type(float))
+        start = blackjax.mala.init(position, log_density)
         step_size = jnp.asarray(step_size, jnp.result_type(float))
         end, info = blackjax.mala.build_kernel()(rng_key, start, log_density, step_size)
-        x = _hold(state, _cast(end.position, dtype))
-        return ChainState(x, state.clamp), MetropolisInfo(info.acceptance_rate, info.is_accepted)
+        end_state = self.moved(params, state, end.position)
+        return end_state, MetropolisInfo(info.acceptance_rate, info.is_accepted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,15 +119,14 @@ class HMC(GradientKernel):
         blackjax = import_blackjax()
         jitter_key, step_key = jax.random.split(rng_key)
         log_density, dtype = self.log_density(params, state), _dtype(state)
-        start = blackjax.hmc.init(state.x, log_density)
+        start = blackjax.hmc.init(self.position(params, state), log_density)
         scale = jax.random.uniform(jitter_key, (), dtype, 1 - self.jitter, 1 + self.jitter)
         step_size = jnp.asarray(step_size, dtype) * scale
         end, info = blackjax.hmc.build_kernel()(
             step_key, start, log_density, step_size, self._metric(dtype), self.num_leapfrog
         )
-        x = _hold(state, end.position)
         info = HMCInfo(info.acceptance_rate, info.is_accepted, info.is_divergent)
-        return ChainState(x, state.clamp), info
+        return self.moved(params, state, end.position), info
 
     def _metric(self, dtype: Any) -> Any:
         metrics = import_blackjax().mcmc.metrics
@@ -135,7 +152,8 @@ def mala(model: Product, step_size: float) -> MALA:
 
     Args:
       model: a product over real visible units (GaussianDiag, Gaussian, or a Joint of those).
-      step_size: ε > 0, in squared units of x; `tune_step_size` finds one. Acceptance near 0.57 is
+      step_size: ε > 0, in squared units of x, or of the parameters' coordinates if they hold any,
+        in which steps are taken; `tune_step_size` finds one. Acceptance near 0.57 is
         best in many dimensions.
 
     Returns:
@@ -170,8 +188,9 @@ def hmc(
 
     Args:
       model: a product over real visible units (GaussianDiag, Gaussian, or a Joint of those).
-      step_size: ε > 0, in units of x (over √inverse_mass); `tune_step_size` finds one. Acceptance
-        near 0.65 is best in many dimensions.
+      step_size: ε > 0, in units of x (over √inverse_mass), or of the parameters' coordinates if
+        they hold any, in which steps are taken; `tune_step_size` finds one. Acceptance near 0.65
+        is best in many dimensions.
       num_leapfrog: gradients per step, at least 1.
       jitter: in [0, 1). Without it a trajectory as long as a period of the motion comes back to
         where it began, every time.
@@ -230,6 +249,7 @@ def _is_real(unit: Unit) -> bool:
 
 
 def _check_real(name: str, model: Product) -> None:
+    _checks.model("model", model)
     if not _is_real(model.visible):
         raise ValueError(
             f"{name}: expected real visible units (GaussianDiag, Gaussian or a Joint of those), "

@@ -7,7 +7,8 @@ without any sampling, but every example has to be explained by one component.
 from poejax.mixtures.bernoulli import BernoulliMixtureParams, fit_em_bernoulli
 from poejax.mixtures.clusters import Clusters, kmeans
 from poejax.mixtures.em import EMReport, Mixture, elbo, log_prob, responsibilities, sample
-from poejax.mixtures.gaussian import MixtureParams, fit_em
+from poejax.mixtures.fit import fit_em
+from poejax.mixtures.gaussian import MixtureParams
 
 __all__ = [
     "BernoulliMixtureParams",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks
-from poejax.mixtures import em
+from poejax import _border, _checks
+from poejax.mixtures import checks, em
+from poejax.mixtures import frame as frames
 from poejax.mixtures.clusters import named_start
 from poejax.mixtures.em import Climb, EMReport
 from poejax.types import Array
@@ -36,6 +37,11 @@ class BernoulliMixtureParams(NamedTuple):
         all_off = jnp.sum(jax.nn.log_sigmoid(-self.logits), axis=1)
         return em.matmul(self.logits, jnp.asarray(x, self.logits.dtype)) + all_off
 
+    def relative_log_probs(self, x: Array) -> tuple[Array, Array]:
+        """Return 0 and log p_k(x) [K] of one event [D]."""
+        log_probs = self.component_log_probs(x)
+        return jnp.zeros((), log_probs.dtype), log_probs
+
     def sample_component(self, rng_key: Array, component: Array) -> Array:
         """Draw one event [D] from component k."""
         p = jax.nn.sigmoid(self.logits[component])
@@ -47,6 +53,7 @@ def fit_em_bernoulli(
     x: Array,
     num_components: int,
     *,
+    weights: Array | None = None,
     smoothing: float = 0.1,
     max_steps: int = 200,
     tol: float = 1e-4,
@@ -69,6 +76,8 @@ def fit_em_bernoulli(
       rng_key: one typed key; only the named starts draw from it.
       x: batch [N, D] of values in {0, 1}, in any dtype: uint8 takes the least memory.
       num_components: K, in 1 ... N.
+      weights: [N] >= 0, not all 0; a row of weight 2 counts as two such rows, one of weight 0 as
+        none, and N above is their sum. 1 when None.
       smoothing: s, pseudo-counts per pixel and value in every component, > 0.
       max_steps: upper limit of the number of steps.
       tol: stop when a step gains less, in nats per example, >= 0.
@@ -87,27 +96,41 @@ def fit_em_bernoulli(
 
     Source: Bishop (2006), "Pattern recognition and machine learning", section 9.3.3.
     """
-    em.check_fit(rng_key, x, "num_components", num_components, max_steps, num_restarts)
-    if _checks.is_concrete(x):
-        host = np.asarray(x)
-        if not ((host == 0) | (host == 1)).all():
-            raise ValueError("x: expected values in {0, 1}, got others")
-    em.check_non_negative("tol", tol)
-    em.check_non_negative("smoothing", smoothing)
+    rows: Any = checks.fit(
+        rng_key, x, "num_components", num_components, max_steps, num_restarts, weights
+    )
+    if (
+        not _border.is_abstract(rows)
+        and (place := _border.first_failure(rows, _is_bit)) is not None
+    ):
+        raise ValueError(
+            f"x: expected values in {{0, 1}}, got others, such as {_border.entry(rows, place)}"
+            f"{_border.where(place)}"
+        )
+    checks.non_negative("tol", tol)
+    checks.non_negative("smoothing", smoothing)
     if _checks.is_concrete(smoothing) and smoothing == 0:
         raise ValueError("smoothing: expected a number > 0, got 0; a logit could become infinite")
-    num_rows, num_features = jnp.shape(x)
-    name, given = em.check_start(init, params, num_rows, num_components, num_restarts)
+    num_rows, num_features = rows.shape
+    name, given = checks.start(init, params, num_rows, num_components, num_restarts)
     if params is not None:
-        em.check_params(
+        checks.params(
             params,
             BernoulliMixtureParams,
             log_weights=(num_components,),
             logits=(num_components, num_features),
         )
+    weights, mean_weight = checks.mean_one(weights, frames.working_dtype(rows))
+    relative = smoothing / mean_weight
+    if _checks.is_concrete(relative) and float(relative) < np.finfo(np.float32).tiny:
+        raise ValueError(
+            f"smoothing: expected pseudo-counts that show beside weights of mean {mean_weight:.3g},"
+            f" got {smoothing}"
+        )
     climb = _fit(
-        rng_key, x, given, params, smoothing, tol, num_components, max_steps, name, num_restarts
-    )
+        rng_key, rows, weights, given, params, relative, tol, num_components, max_steps, name,
+        num_restarts,
+    )  # fmt: skip
     return climb.params, climb.report
 
 
@@ -115,6 +138,7 @@ def fit_em_bernoulli(
 def _fit(
     rng_key: Array,
     x: Array,
+    weights: Array | None,
     given: Array | None,
     params: BernoulliMixtureParams | None,
     smoothing: Array,
@@ -126,6 +150,10 @@ def _fit(
 ) -> Climb:
     x = em.as_float(x)
     smoothing = jnp.asarray(smoothing, x.dtype)
+    weights = None if weights is None else weights.astype(x.dtype)
+
+    def weigh(r: Array) -> Array:
+        return r if weights is None else weights[:, None] * r
 
     def m_step(old: BernoulliMixtureParams | None, r: Array) -> BernoulliMixtureParams:
         del old
@@ -142,13 +170,18 @@ def _fit(
         if params is not None:
             return jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), params)
         if given is not None:
-            return m_step(None, jnp.asarray(given, x.dtype))
-        _, assignments = named_start(init, key, x, num_components)
+            return m_step(None, weigh(jnp.asarray(given, x.dtype)))
+        # Bits are of order one about zero, where distances by a matmul lose nothing.
+        _, assignments = named_start(init, key, x, num_components, weights=weights, exact=False)
         membership = jax.nn.one_hot(assignments, num_components, dtype=x.dtype)
-        return m_step(None, 0.5 * membership + 0.5 / num_components)
+        return m_step(None, weigh(0.5 * membership + 0.5 / num_components))
 
     return em.best_climb(
-        lambda key: em.climb(m_step, log_prior, start(key), x, max_steps, tol),
+        lambda key: em.climb(m_step, log_prior, start(key), x, max_steps, tol, weights),
         rng_key,
         num_restarts,
     )
+
+
+def _is_bit(x: Any) -> Any:
+    return (x == 0) | (x == 1)

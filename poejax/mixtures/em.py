@@ -7,13 +7,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from poejax import _checks
+from poejax import _border, _checks
+from poejax.mixtures import checks
 from poejax.types import Array
 
 M = TypeVar("M", bound="Mixture")
-_MAX_ROW_SUM_ERROR = 1e-3
 
 
 class Mixture(Protocol):
@@ -31,6 +30,13 @@ class Mixture(Protocol):
 
     def component_log_probs(self, x: Array) -> Array:
         """Return log p_k(x) [K] of one event [D], in nats."""
+        ...
+
+    def relative_log_probs(self, x: Array) -> tuple[Array, Array]:
+        """Return a part that all log p_k(x) share, [], and the rest of each, [K].
+
+        The rest tells the components apart where log p_k(x) itself is beyond floating point.
+        """
         ...
 
     def sample_component(self, rng_key: Array, component: Array) -> Array:
@@ -72,12 +78,13 @@ def log_prob(params: Mixture, x: Array) -> Array:
       x: one event [D].
 
     Returns:
-      nats, [].
+      nats, []; -inf where the density underflows even so, with finite gradients.
 
     Raises:
       ValueError: if `x` is no single event.
     """
-    return jax.nn.logsumexp(_log_joint(params, x))
+    shared, joint = _log_joint(params, x)
+    return shared + jax.nn.logsumexp(joint)
 
 
 def responsibilities(params: Mixture, x: Array) -> Array:
@@ -95,7 +102,7 @@ def responsibilities(params: Mixture, x: Array) -> Array:
     Raises:
       ValueError: if `x` is no single event.
     """
-    return jax.nn.softmax(_log_joint(params, x))
+    return jax.nn.softmax(_log_joint(params, x)[1])
 
 
 def sample(rng_key: Array, params: Mixture) -> Array:
@@ -137,7 +144,7 @@ def elbo(params: Mixture, x: Array, responsibilities: Array) -> Array:
     and other variants".
     """
     num_components = params.log_weights.shape[0]
-    check_responsibilities("responsibilities", responsibilities, jnp.shape(x)[0], num_components)
+    checks.responsibilities("responsibilities", responsibilities, jnp.shape(x)[0], num_components)
     return _elbo(params, x, responsibilities)
 
 
@@ -148,19 +155,27 @@ def climb(
     x: Array,
     max_steps: int,
     tol: Array,
+    weights: Array | None = None,
 ) -> Climb:
     """Alternate E and M steps on a batch [N, D] until a step gains less than `tol`.
 
     `m_step(params, responsibilities) -> params` may keep what `params` says of components that
-    explain nothing. A step that would lower the objective is not taken, and ends the climb.
+    explain nothing; it is given the responsibilities times the `weights` [N], of mean 1. A step
+    that would lower the objective is not taken, and ends the climb.
     """
+
+    def weigh(values: Array) -> Array:
+        if weights is None:
+            return values
+        w = weights.reshape(-1, *[1] * (values.ndim - 1))
+        return jnp.where(w > 0, w * values, 0)
 
     def body(carry: Any) -> Any:
         # The E step of the candidate, then the M step for the next: both are compiled only once.
         entry, _, _, best, candidate, log_likelihoods, objectives, tried = carry
-        joint = jax.vmap(lambda event: _log_joint(candidate, event))(x)
+        shared, joint = jax.vmap(lambda event: _log_joint(candidate, event))(x)
         rows = jax.nn.logsumexp(joint, axis=1, keepdims=True)
-        log_likelihood = rows.mean()
+        log_likelihood = weigh(shared[:, None] + rows).mean()
         objective = log_likelihood + log_prior(candidate) / x.shape[0]
         before = jnp.where(entry > 0, objectives[entry - 1], -jnp.inf)
         gain = objective - before
@@ -171,7 +186,7 @@ def climb(
         objectives = objectives.at[to].set(objective, mode="drop")
         broke_down = ~jnp.isfinite(objective)
         goes_on = (gain >= tol) & ~broke_down
-        candidate = m_step(candidate, jnp.exp(joint - rows))
+        candidate = m_step(candidate, weigh(jnp.exp(joint - rows)))
         entry, tried = entry + taken, tried + 1
         return entry, goes_on, broke_down, best, candidate, log_likelihoods, objectives, tried
 
@@ -221,92 +236,23 @@ def as_float(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def check_fit(
-    rng_key: Array,
-    x: Array,
-    name: str,
-    num_components: int,
-    max_steps: int,
-    num_restarts: int,
-) -> None:
-    """Require a key, a finite non-empty batch [N, D] and no more components than rows."""
-    _checks.rng_key("rng_key", rng_key)
-    shape = jnp.shape(x)
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(f"x: expected a non-empty batch [N, D], got shape {shape}")
-    _checks.finite("x", x)
-    if _checks.positive_int(name, num_components) > shape[0]:
-        raise ValueError(f"{name}: expected at most the {shape[0]} rows of x, got {num_components}")
-    _checks.positive_int("max_steps", max_steps)
-    _checks.positive_int("num_restarts", num_restarts)
-
-
-def check_start(
-    init: str | Array, params: Mixture | None, num_rows: int, num_components: int, num_restarts: int
-) -> tuple[str, Array | None]:
-    """Split `init` into the name of a start and given responsibilities, and check both."""
-    named = isinstance(init, str)
-    if isinstance(init, str) and init not in ("kmeans++", "kmeans"):
-        raise ValueError(
-            f'init: expected "kmeans++", "kmeans" or responsibilities [N, K], got {init!r}'
-        )
-    if not isinstance(init, str):
-        check_responsibilities("init", init, num_rows, num_components)
-        if params is not None:
-            raise ValueError("init: expected a name beside params, got responsibilities")
-    if num_restarts > 1 and (params is not None or not named):
-        raise ValueError(
-            f"num_restarts: expected 1 when the start is given, got {num_restarts}; all restarts "
-            "would be the same"
-        )
-    return (init, None) if isinstance(init, str) else ("responsibilities", init)
-
-
-def check_responsibilities(name: str, value: Array, num_rows: int, num_components: int) -> None:
-    """Require [N, K] and, of values that are not traced, that each row is a distribution."""
-    _checks.shape(name, value, (num_rows, num_components), "N rows and K components")
-    _checks.finite(name, value)
-    if _checks.is_concrete(value):
-        host = np.asarray(value)
-        error = np.abs(host.sum(axis=1) - 1).max()
-        if host.min() < 0 or error > _MAX_ROW_SUM_ERROR:
-            raise ValueError(f"{name}: expected non-negative rows of sum 1, got others")
-
-
-def check_params(params: Any, kind: type[Any], **shapes: tuple[int, ...]) -> None:
-    """Require a start of that kind, of these shapes, with finite values and weights of sum 1."""
-    if not isinstance(params, kind):
-        raise ValueError(f"params: expected {kind.__name__}, got {type(params).__name__}")
-    for name, shape in shapes.items():
-        _checks.shape(
-            f"params.{name}", getattr(params, name), shape, "this data and num_components"
-        )
-    _checks.finite("params", params)
-    if _checks.is_concrete(params):
-        total = float(np.exp(np.asarray(params.log_weights, np.float64)).sum())
-        if abs(total - 1) > _MAX_ROW_SUM_ERROR:
-            raise ValueError(f"params.log_weights: expected weights of sum 1, got {total:.6g}")
-
-
-def check_non_negative(name: str, value: float) -> None:
-    """Require a finite number >= 0."""
-    if _checks.is_concrete(value) and not 0 <= float(value) < float("inf"):
-        raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
-
-
-def _log_joint(params: Mixture, x: Array) -> Array:
+def _log_joint(params: Mixture, x: Array) -> tuple[Array, Array]:
+    # log π_k p_k(x) less a part that all share, and that part first.
+    x = _border.array("x", x)
     _checks.shape("x", x, (params.num_features,), "one event of this mixture")
     return _jitted_log_joint(params, x)
 
 
 @jax.jit
-def _jitted_log_joint(params: Mixture, x: Array) -> Array:
-    return params.log_weights + params.component_log_probs(x)
+def _jitted_log_joint(params: Mixture, x: Array) -> tuple[Array, Array]:
+    shared, relative = params.relative_log_probs(x)
+    return shared, params.log_weights + relative
 
 
 @jax.jit
 def _elbo(params: Mixture, x: Array, r: Array) -> Array:
-    joint = jax.vmap(lambda event: _log_joint(params, event))(x)
+    shared, joint = jax.vmap(lambda event: _log_joint(params, event))(x)
+    joint = shared[:, None] + joint
     # 0 · (log joint - log 0) is 0, in the value and in the gradient.
     log_ratio = jnp.where(r > 0, joint, 0) - jnp.log(jnp.where(r > 0, r, 1))
     return jnp.mean(jnp.sum(r * log_ratio, axis=1))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from poejax import _checks
+from poejax import _border, _checks, _foreign
 from poejax.types import Array, Event, Field, Params, PyTree
 
 
@@ -23,6 +22,19 @@ def as_float(x: Array) -> Array:
 def at_least_float32(v: Array) -> Array:
     """Return `v` in float32 or wider: in bfloat16 an event of odds 0.001 would fire at 0.008."""
     return v.astype(jnp.promote_types(v.dtype, jnp.float32))
+
+
+def mean_of_rows(x: Array, weights: Array | None = None) -> Array:
+    """Return the mean [...] of a batch [N, ...], weighted or not, in float32 or wider."""
+    x = at_least_float32(as_float(x))
+    if weights is None:
+        return jnp.mean(x, axis=0)
+    return jnp.tensordot(jnp.asarray(weights / jnp.sum(weights), x.dtype), x, 1)
+
+
+def widen(tree: PyTree) -> PyTree:
+    """Return the tree with every leaf in float32 or wider, whatever it is stored in."""
+    return jax.tree.map(lambda leaf: at_least_float32(jnp.asarray(leaf)), tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +107,77 @@ class Unit(abc.ABC):
         """Return the free parameters with `v` [M] added to the linear part."""
 
     @abc.abstractmethod
-    def fit_field(self, x: Event, smoothing: float) -> Params:
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
         """Return free parameters whose mean is that of the batch `x` [N, ...], smoothed.
 
         `smoothing` in [0, 1] is the share given to the uniform distribution (discrete), or added
-        to the variance as a fraction of it (continuous), so that no site is certain.
+        to the variance as a fraction of it (continuous), so that no site is certain. `weights`
+        [N] are those of the rows, 1 each when None.
         """
+
+    def coordinates(self, x: Event, full: bool = False, weights: Array | None = None) -> PyTree:
+        """Return {"origin", "scale"} near the batch `x` [N, ...]; {} for units that need none.
+
+        Real visible units are computed in y = (x - origin) / scale, or with a full scale
+        y = scale⁻¹ (x - origin), so that data far from zero, or of any size, keep their digits.
+        """
+        del x, full, weights
+        return {}
+
+    def check_spread(self, name: str, x: Event) -> None:
+        """Raise ValueError if real units do not vary in some direction over a batch [N, ...]."""
+        del name, x
+
+    def check_coordinates(self, name: str, coordinates: PyTree) -> None:
+        """Raise ValueError unless `coordinates` are such as `coordinates` gives."""
+        if coordinates != {}:
+            raise ValueError(f"{name}: expected none for {self}, got {coordinates!r}")
+
+    def standardize(self, coordinates: PyTree, x: Event) -> Event:
+        """Return the event y in coordinates of the event x in the user's units."""
+        del coordinates
+        return x
+
+    def standardize_rows(self, coordinates: PyTree, x: Event) -> Event:
+        """Standardize a batch [N, ...], on the host in float64 wherever it can be looked at."""
+        del coordinates
+        return x
+
+    def restore(self, coordinates: PyTree, y: Event) -> Event:
+        """Return the event in the user's units; the inverse of `standardize`."""
+        del coordinates
+        return y
+
+    def log_volume(self, coordinates: PyTree) -> Array:
+        """Return log |dx/dy|, []."""
+        del coordinates
+        return jnp.zeros(())
+
+    def move_field(self, params: Params, coordinates: PyTree) -> Params:
+        """Return free parameters, in `coordinates`, of a field given about zero in x's units."""
+        del coordinates
+        return params
+
+    def log_mass(self, params: Params) -> Array:
+        """Return log ∫ h(x) exp(log_factor(params, x)) dx, []."""
+        return self.log_partition(self.field(params))
+
+    def power(self, params: Params, weight: float) -> Params:
+        """Return the free parameters of the field times a positive `weight`."""
+        return jax.tree.map(lambda leaf: weight * leaf, params)
+
+    def log_factor(self, params: Params, x: Event) -> Array:
+        """Return <a, t(x)> for the field a of free parameters, less `peak`."""
+        return self.inner(self.field(params), x)
+
+    def peak(self, params: Params) -> Array:
+        """Return the largest value of <a, t(x)> for real units, from where theirs is measured.
+
+        Of the order of precision times squared mean, it would drown the rest far from zero. 0 for
+        units of which no value is far from zero.
+        """
+        del params
+        return jnp.zeros(())
 
     def log_base(self, x: Event) -> Array:
         """Return log h(x), zero unless the family says otherwise."""
@@ -140,16 +217,21 @@ class Unit(abc.ABC):
     def sample(self, rng_key: Array, field: Field) -> Event:
         """Draw one event from p(x | field)."""
 
-    def sample_clamped(self, rng_key: Array, field: Field, x: Event, mask: PyTree) -> Event:
+    def sample_clamped(
+        self, rng_key: Array, field: Field, x: Event, mask: PyTree, coordinates: PyTree = None
+    ) -> Event:
         """Draw the sites where `mask` [num_sites] is False given that the others keep `x`.
 
-        Units that are independent given the field may simply be overwritten.
+        Units that are independent given the field may simply be overwritten. The field is in
+        `coordinates`, `x` and what is returned are not.
         """
-        return self.select(mask, x, self.sample(rng_key, field))
+        return self.select(mask, x, self.restore(coordinates, self.sample(rng_key, field)))
 
-    def mean_clamped(self, field: Field, x: Event, mask: PyTree) -> Event:
+    def mean_clamped(
+        self, field: Field, x: Event, mask: PyTree, coordinates: PyTree = None
+    ) -> Event:
         """Return the mean of what `sample_clamped` draws."""
-        return self.select(mask, x, self.mean(field))
+        return self.select(mask, x, self.restore(coordinates, self.mean(field)))
 
     def select(self, mask: PyTree, x: Event, other: Event) -> Event:
         """Return `x` at the sites where `mask` [num_sites] is True, `other` elsewhere."""
@@ -166,7 +248,7 @@ class Unit(abc.ABC):
     def check_mask(self, name: str, mask: PyTree) -> None:
         """Raise unless `mask` is boolean with one entry per site."""
         if not hasattr(mask, "dtype"):
-            raise TypeError(f"{name}: expected a boolean array, got {type(mask).__name__}")
+            raise TypeError(f"{name}: expected a boolean array, got {_foreign.kind(mask)}")
         if mask.dtype != jnp.bool_:
             raise TypeError(f"{name}: expected a boolean mask, got dtype {mask.dtype}")
         _checks.shape(name, mask, (self.num_sites,), self)
@@ -217,27 +299,35 @@ class VectorUnit(Unit):
         return jnp.sum(at_least_float32(field) * self.linear_statistic(x))
 
 
-def check_batch(name: str, x: Event, event_shape: tuple[int, ...], owner: Unit) -> None:
-    """Raise unless `x` is a non-empty finite batch [N, *event_shape]."""
-    found = jnp.shape(x)
-    if found[1:] != event_shape or len(found) != len(event_shape) + 1:
-        wanted = ", ".join(["N", *map(str, event_shape)])
-        raise ValueError(f"{name}: expected shape ({wanted}) for {owner}, got {found}")
-    _checks.leading_axis(name, x)
-    _checks.finite(name, x)
-
-
-def require_values(
-    name: str, x: Array, holds: Callable[[np.ndarray], np.ndarray], expected: str, owner: Unit
+def check_batch(
+    name: str, x: Event, event_shape: tuple[int, ...], owner: Unit, real: bool = False
 ) -> None:
-    """Raise unless `holds(x)` everywhere, quoting the range of what came; tracers pass."""
-    if not _checks.is_concrete(x):
+    """Raise unless `x` is a non-empty finite batch [N, *event_shape], of measurements if `real`."""
+    wanted = f"shape ({', '.join(['N', *map(str, event_shape)])}) for {owner}"
+    if isinstance(x, dict):
+        raise TypeError(f"{name}: expected one array of {wanted}, got a dict")
+    x = _border.array(name, x)
+    if x.shape[1:] != event_shape or x.ndim != len(event_shape) + 1:
+        raise ValueError(f"{name}: expected {wanted}, got {x.shape}")
+    _checks.leading_axis(name, x)
+    if real:
+        _border.survives(name, x, real=True)
+    else:
+        _border.finite(name, x)
+
+
+def require_values(name: str, x: Array, holds: _border.Holds, expected: str, owner: Unit) -> None:
+    """Raise unless `holds(x)` everywhere, quoting the first value that fails; tracers pass.
+
+    `holds` is a function of a module, by entry or by row: device arrays compile it.
+    """
+    x = _border.array(name, x)
+    if _border.is_abstract(x):
         return
-    values = np.asarray(x)
-    if not holds(values).all():
-        low, high = float(values.min()), float(values.max())
+    if (place := _border.first_failure(x, holds)) is not None:
         raise ValueError(
-            f"{name}: expected {expected} for {owner}, got values in [{low:g}, {high:g}]"
+            f"{name}: expected {expected} for {owner}, got "
+            f"{_border.entry(x, place)}{_border.where(place, x.ndim)}"
         )
 
 

@@ -9,19 +9,35 @@ import jax.numpy as jnp
 
 from poejax import _checks
 from poejax.types import Array, Event, Field, Params
+from poejax.units._index import as_index
 from poejax.units.base import (
     Unit,
     VectorUnit,
     as_float,
     at_least_float32,
     check_batch,
+    mean_of_rows,
     require_values,
 )
 
 
 def _bits(index: Array, size: int) -> Array:
-    # An index has 31 usable bits; sites beyond them are zero for every index that fits.
-    return (index >> jnp.minimum(jnp.arange(size), 31)) & 1
+    num_bits = min(size, jnp.iinfo(index.dtype).bits)
+    bits = (index >> jnp.arange(num_bits, dtype=index.dtype)) & 1
+    # Sites beyond the bits of an index are zero for every index that fits.
+    return jnp.pad(bits, (0, size - num_bits))
+
+
+def _zero_or_one(v: Array) -> Array:
+    return (v == 0) | (v == 1)
+
+
+def _minus_or_plus_one(v: Array) -> Array:
+    return (v == 1) | (v == -1)
+
+
+def _sums_to_one(v: Array) -> Array:
+    return v.sum(-1) == 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +58,7 @@ class Bernoulli(BinaryUnit):
     """`size` units in {0, 1}: p(x_i = 1) = sigm(field_i), A(field) = Σ softplus(field_i)."""
 
     def state_at(self, index: Array) -> Event:
+        index = as_index(index, self.num_states, self)
         return _bits(index, self.size).astype(jnp.result_type(float))
 
     def log_partitions(self, field: Field) -> Array:
@@ -57,13 +74,13 @@ class Bernoulli(BinaryUnit):
     def sample(self, rng_key: Array, field: Field) -> Event:
         return jax.random.bernoulli(rng_key, self.mean(at_least_float32(field))).astype(field.dtype)
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
-        p = (1 - smoothing) * jnp.mean(as_float(x), axis=0) + smoothing / 2
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
+        p = (1 - smoothing) * mean_of_rows(x, weights) + smoothing / 2
         return jnp.log(p) - jnp.log1p(-p)
 
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
-        require_values(name, x, lambda v: (v == 0) | (v == 1), "values in {0, 1}", self)
+        require_values(name, x, _zero_or_one, "values in {0, 1}", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +88,7 @@ class Spin(BinaryUnit):
     """`size` units in {-1, +1}: E[x_i] = tanh(field_i), A(field) = Σ log(2 cosh field_i)."""
 
     def state_at(self, index: Array) -> Event:
+        index = as_index(index, self.num_states, self)
         return 2 * _bits(index, self.size).astype(jnp.result_type(float)) - 1
 
     def log_partitions(self, field: Field) -> Array:
@@ -83,12 +101,12 @@ class Spin(BinaryUnit):
         up = jax.random.bernoulli(rng_key, jax.nn.sigmoid(2 * at_least_float32(field)))
         return jnp.where(up, 1, -1).astype(field.dtype)
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
-        return jnp.arctanh((1 - smoothing) * jnp.mean(as_float(x), axis=0))
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
+        return jnp.arctanh((1 - smoothing) * mean_of_rows(x, weights))
 
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
-        require_values(name, x, lambda v: (v == 1) | (v == -1), "values in {-1, +1}", self)
+        require_values(name, x, _minus_or_plus_one, "values in {-1, +1}", self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +145,13 @@ class Categorical(Unit):
         return True
 
     def state_at(self, index: Array) -> Event:
-        # Divisors beyond the range of an index give the digit zero, as they should.
-        divisors = [min(self.num_classes**i, 2**31 - 1) for i in range(self.size)]
-        digits = (index // jnp.array(divisors, jnp.int32)) % self.num_classes
+        index = as_index(index, self.num_states, self)
+        divisors, largest = [1], jnp.iinfo(index.dtype).max
+        while len(divisors) < self.size and divisors[-1] <= largest // self.num_classes:
+            divisors.append(divisors[-1] * self.num_classes)
+        digits = (index // jnp.array(divisors, index.dtype)) % self.num_classes
+        # Digits beyond the range of an index are zero for every index that fits.
+        digits = jnp.pad(digits, (0, self.size - len(divisors)))
         return jax.nn.one_hot(digits, self.num_classes, dtype=jnp.result_type(float))
 
     def linear_statistic(self, x: Event) -> Array:
@@ -164,16 +186,11 @@ class Categorical(Unit):
         choice = jax.random.categorical(rng_key, at_least_float32(field), axis=-1)
         return jax.nn.one_hot(choice, self.num_classes, dtype=field.dtype)
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
-        mean = jnp.mean(as_float(x), axis=0)
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
+        mean = mean_of_rows(x, weights)
         return jnp.log((1 - smoothing) * mean + smoothing / self.num_classes)
 
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
-        require_values(
-            name,
-            x,
-            lambda v: ((v == 0) | (v == 1)).all(-1) & (v.sum(-1) == 1),
-            "one-hot rows",
-            self,
-        )
+        require_values(name, x, _zero_or_one, "one-hot rows", self)
+        require_values(name, x, _sums_to_one, "one-hot rows", self)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from poejax import _checks
 from poejax.types import Array, Event, Field, Params, PyTree
-from poejax.units.base import as_float
-from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit
+from poejax.units._rows import least_squares, solve, triangle_of
+from poejax.units.base import widen
+from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit, moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Gaussian(QuadraticUnit):
         }
 
     def field(self, params: Params) -> Field:
+        params = widen(params)
         return {"linear": params["linear"], "rows": triangular_rows(params)}
 
     def combine(self, fields: Sequence[Field]) -> Field:
@@ -58,11 +63,51 @@ class Gaussian(QuadraticUnit):
         return {"linear": beta * field["linear"], "rows": jnp.sqrt(beta) * field["rows"]}
 
     def inner(self, field: Field, x: Event) -> Array:
-        x = self.linear_statistic(x)
+        x, field = self.linear_statistic(x), widen(field)
         return jnp.sum(field["linear"] * x) - 0.5 * jnp.sum(self._project(field, x) ** 2)
 
+    def log_factor(self, params: Params, x: Event) -> Array:
+        field = self.field(params)
+        whitened_mean = solve(field["rows"], field["linear"], transpose=True)
+        return -0.5 * jnp.sum((self._project(field, self.linear_statistic(x)) - whitened_mean) ** 2)
+
+    def peak(self, params: Params) -> Array:
+        field = self.field(params)
+        return 0.5 * jnp.sum(solve(field["rows"], field["linear"], transpose=True) ** 2)
+
+    def move_field(self, params: Params, coordinates: PyTree) -> Params:
+        if not coordinates:
+            return params
+        field, scale = self.field(params), widen(coordinates["scale"])
+        mean = solve(field["rows"], solve(field["rows"], field["linear"], transpose=True))
+        if jnp.ndim(scale) == 1:
+            rows = field["rows"] * scale
+        else:
+            rows = jnp.linalg.qr(jnp.matmul(field["rows"], scale, precision="highest"), mode="r")
+            rows = rows * jnp.sign(jnp.diagonal(rows))[:, None]
+        moved = self.standardize(coordinates, mean)
+        linear = jnp.matmul(rows.T, jnp.matmul(rows, moved, precision="highest"))
+        return self._free(linear, rows)
+
+    def square_root_rows(self, field: Field) -> Array:
+        return widen(field)["rows"]
+
+    def is_diagonal(self, coordinates: PyTree) -> bool:
+        return False
+
+    def power(self, params: Params, weight: float) -> Params:
+        return {
+            "linear": weight * params["linear"],
+            "log_diagonal": params["log_diagonal"] + 0.5 * math.log(weight),
+            "off_diagonal": math.sqrt(weight) * params["off_diagonal"],
+        }
+
+    def check_spread(self, name: str, x: Event) -> None:
+        super().check_spread(name, x)
+        require_full_rank(name, x)
+
     def log_partitions(self, field: Field) -> Array:
-        triangle = _triangle(field["rows"], self.size)
+        triangle = triangle_of(field["rows"], self.size)
         diagonal = jnp.abs(jnp.diagonal(triangle))
         eps = jnp.finfo(diagonal.dtype).eps
         # Against each column's own length, so that the verdict does not depend on units.
@@ -70,66 +115,42 @@ class Gaussian(QuadraticUnit):
         # A second where keeps the gradient of the unused branch finite.
         triangle = jnp.where(proper, triangle, jnp.eye(self.size, dtype=triangle.dtype))
         diagonal = jnp.where(proper, diagonal, 1.0)
-        solved = _solve(triangle, field["linear"], transpose=True)
+        solved = solve(triangle, field["linear"], transpose=True)
         value = 0.5 * jnp.sum(solved**2) - jnp.sum(jnp.log(diagonal)) + self.size * HALF_LOG_2PI
         return jnp.where(proper, value, jnp.inf)[None]
 
     def mean(self, field: Field) -> Event:
         # Not as a draw without noise: a column of zeros has no QR derivative.
-        triangle = _triangle(field["rows"], self.size)
-        return _solve(triangle, _solve(triangle, field["linear"], transpose=True))
+        triangle = triangle_of(field["rows"], self.size)
+        return solve(triangle, solve(triangle, field["linear"], transpose=True))
 
     def sample(self, rng_key: Array, field: Field) -> Event:
-        return self._least_squares(field, self._noise(rng_key, field))
+        field = widen(field)
+        noise = jax.random.normal(rng_key, (field["rows"].shape[0],), field["rows"].dtype)
+        return least_squares(field["linear"], field["rows"], noise)
 
-    def sample_clamped(self, rng_key: Array, field: Field, x: Event, mask: PyTree) -> Event:
-        return self._clamped(self._noise(rng_key, field), field, x, mask)
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
+        mean, covariance = moments(x, full=True, weights=weights)
+        xp = np if isinstance(covariance, np.ndarray) else jnp
+        precision = xp.linalg.inv((1 + smoothing) * covariance)
+        rows = xp.linalg.cholesky(precision).T.astype(jnp.result_type(float))
+        # By the rows as they are rounded, or the mean would be off by as much as that, times it.
+        exact = rows.astype(mean.dtype)
+        return self._free(exact.T @ (exact @ mean), rows)
 
-    def mean_clamped(self, field: Field, x: Event, mask: PyTree) -> Event:
-        return self._clamped(jnp.zeros(self._num_rows(field), field["rows"].dtype), field, x, mask)
-
-    def _clamped(self, noise: Array, field: Field, x: Event, mask: PyTree) -> Event:
-        # Conditioning: the held sites become targets of the free ones' rows, and unit rows of
-        # their own keep the system square.
-        held = jnp.where(mask, x, 0.0)
-        free = jnp.where(mask, 0.0, field["rows"])
-        targets = noise - self._project(field, held)
-        rows = jnp.concatenate([free, jnp.diag(mask.astype(free.dtype))])
-        targets = jnp.concatenate([targets, jnp.zeros(self.size, targets.dtype)])
-        linear = jnp.where(mask, 0.0, field["linear"])
-        drawn = self._least_squares({"linear": linear, "rows": rows}, targets)
-        return jnp.where(mask, x, drawn)
-
-    def fit_field(self, x: Event, smoothing: float) -> Params:
-        x = as_float(x)
-        mean = jnp.mean(x, axis=0)
-        covariance = (1 + smoothing) * jnp.atleast_2d(jnp.cov(x, rowvar=False, ddof=0))
-        precision = jnp.linalg.inv(covariance)
-        rows = jnp.linalg.cholesky(precision).T
+    def _free(self, linear: Array, rows: Array) -> Params:
+        """Return the free parameters of a field with upper triangular rows."""
+        dtype = jnp.result_type(float)
+        linear, rows = jnp.asarray(linear, dtype), jnp.asarray(rows, dtype)
         return {
-            "linear": precision @ mean,
+            "linear": linear,
             "log_diagonal": jnp.log(jnp.diagonal(rows)),
             "off_diagonal": rows[jnp.triu_indices(self.size, 1)],
         }
 
-    def _num_rows(self, field: Field) -> int:
-        return int(field["rows"].shape[0])
-
-    def _noise(self, rng_key: Array, field: Field) -> Array:
-        return jax.random.normal(rng_key, (self._num_rows(field),), field["rows"].dtype)
-
     def _project(self, field: Field, x: Array) -> Array:
         # In full precision everywhere: accelerators would round a product's operands.
         return jnp.matmul(field["rows"], x, precision=jax.lax.Precision.HIGHEST)
-
-    def _least_squares(self, field: Field, targets: Array) -> Array:
-        """Return Λ⁻¹ (linear + rowsᵀ targets), which for standard normal targets is a draw."""
-        stacked = jnp.concatenate([field["rows"], targets[:, None]], axis=1)
-        triangle = _triangle(stacked, self.size + 1)
-        # The last column of R is Qᵀ targets.
-        triangle, rotated = triangle[: self.size, : self.size], triangle[: self.size, self.size]
-        solved = _solve(triangle, field["linear"], transpose=True)
-        return _solve(triangle, rotated + solved)
 
 
 def triangular_rows(params: Params) -> Array:
@@ -139,12 +160,17 @@ def triangular_rows(params: Params) -> Array:
     return jnp.diag(diagonal).at[upper].set(params["off_diagonal"])
 
 
-def _solve(triangle: Array, v: Array, transpose: bool = False) -> Array:
-    return jax.scipy.linalg.solve_triangular(triangle, v, trans=1 if transpose else 0)
-
-
-def _triangle(rows: Array, size: int) -> Array:
-    """Return R of the QR decomposition of the rows, longest first, padded to `size` rows."""
-    order = jnp.argsort(-jnp.sum(rows**2, axis=1))
-    missing = max(0, size - rows.shape[0])
-    return jnp.linalg.qr(jnp.pad(rows[order], ((0, missing), (0, 0))), mode="r")
+def require_full_rank(name: str, x: Event) -> None:
+    """Raise ValueError if columns of a batch [N, D] that can be looked at depend on each other."""
+    if not _checks.is_concrete(x) or not np.isfinite(np.asarray(x, np.float64)).all():
+        return  # NaN marks what is missing
+    _, covariance = moments(x, full=True)
+    deviation = np.sqrt(np.diagonal(covariance))
+    values, vectors = np.linalg.eigh(covariance / np.outer(deviation, deviation))
+    # Float32 cannot tell smaller ones from zero.
+    if values[0] < 1e-6:
+        columns = np.flatnonzero(np.abs(vectors[:, 0]) > 1e-3).tolist()
+        raise ValueError(
+            f"{name}: expected variance in every direction, got {len(x)} rows whose columns "
+            f"{columns} depend on each other linearly; drop one of them"
+        )

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from poejax import _border, _checks, _foreign
 from poejax.types import Array, Event, Field, Params, PyTree
+from poejax.units._index import as_index, divide_index
 from poejax.units.base import Unit
 
 
@@ -68,13 +70,14 @@ class Joint(Unit):
         return all(unit.has_proper_base for _, unit in self.items)
 
     def state_at(self, index: Array) -> Event:
-        event = {}
+        event: dict[str, Event] = {}
+        if self.num_states is not None:
+            index = as_index(index, self.num_states, self)
         for name, unit in self.items:
             if unit.num_states is None:
                 raise ValueError(f"state_at: block {name!r} of {self} is continuous")
-            count = min(unit.num_states, 2**31 - 1)
-            event[name] = unit.state_at(index % count)
-            index = index // count
+            index, remainder = divide_index(index, unit.num_states)
+            event[name] = unit.state_at(remainder)
         return event
 
     def linear_statistic(self, x: Event) -> Array:
@@ -96,8 +99,51 @@ class Joint(Unit):
     def shift_linear(self, params: Params, v: Array) -> Params:
         return self._map(lambda unit, p, part: unit.shift_linear(p, part), params, self._split(v))
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
-        return self._map(lambda unit, value: unit.fit_field(value, smoothing), x)
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
+        return self._map(lambda unit, value: unit.fit_field(value, smoothing, weights), x)
+
+    def coordinates(self, x: Event, full: bool = False, weights: Array | None = None) -> PyTree:
+        found = self._map(lambda unit, value: unit.coordinates(value, full, weights), x)
+        return {name: blocks for name, blocks in found.items() if blocks}
+
+    def check_spread(self, name: str, x: Event) -> None:
+        for block, unit in self.items:
+            unit.check_spread(f"{name}[{block!r}]", x[block])
+
+    def check_coordinates(self, name: str, coordinates: PyTree) -> None:
+        if not isinstance(coordinates, dict) or coordinates.keys() - self.blocks.keys():
+            raise ValueError(f"{name}: expected a dict of blocks of {self}, got {coordinates!r}")
+        for block, unit in self.items:
+            unit.check_coordinates(f"{name}[{block!r}]", coordinates.get(block, {}))
+
+    def standardize(self, coordinates: PyTree, x: Event) -> Event:
+        self._check_names("x", x)
+        return self._map(lambda u, c, value: u.standardize(c, value), self._all(coordinates), x)
+
+    def standardize_rows(self, coordinates: PyTree, x: Event) -> Event:
+        return self._map(lambda u, c, v: u.standardize_rows(c, v), self._all(coordinates), x)
+
+    def restore(self, coordinates: PyTree, y: Event) -> Event:
+        return self._map(lambda u, c, value: u.restore(c, value), self._all(coordinates), y)
+
+    def log_volume(self, coordinates: PyTree) -> Array:
+        return self._sum(lambda unit, c: unit.log_volume(c), self._all(coordinates))
+
+    def move_field(self, params: Params, coordinates: PyTree) -> Params:
+        return self._map(lambda u, p, c: u.move_field(p, c), params, self._all(coordinates))
+
+    def log_mass(self, params: Params) -> Array:
+        return self._sum(lambda unit, p: unit.log_mass(p), params)
+
+    def power(self, params: Params, weight: float) -> Params:
+        return self._map(lambda unit, p: unit.power(p, weight), params)
+
+    def log_factor(self, params: Params, x: Event) -> Array:
+        self._check_names("x", x)
+        return self._sum(lambda unit, p, value: unit.log_factor(p, value), params, x)
+
+    def peak(self, params: Params) -> Array:
+        return self._sum(lambda unit, p: unit.peak(p), params)
 
     def log_base(self, x: Event) -> Array:
         return self._sum(lambda unit, value: unit.log_base(value), x)
@@ -121,17 +167,28 @@ class Joint(Unit):
     def sample(self, rng_key: Array, field: Field) -> Event:
         return self._map(lambda unit, f, key: unit.sample(key, f), field, self._keys(rng_key))
 
-    def sample_clamped(self, rng_key: Array, field: Field, x: Event, mask: PyTree) -> Event:
+    def sample_clamped(
+        self, rng_key: Array, field: Field, x: Event, mask: PyTree, coordinates: PyTree = None
+    ) -> Event:
         return self._map(
-            lambda unit, f, key, value, m: unit.sample_clamped(key, f, value, m),
+            lambda unit, f, key, value, m, c: unit.sample_clamped(key, f, value, m, c),
             field,
             self._keys(rng_key),
             x,
             mask,
+            self._all(coordinates or {}),
         )
 
-    def mean_clamped(self, field: Field, x: Event, mask: PyTree) -> Event:
-        return self._map(lambda unit, f, v, m: unit.mean_clamped(f, v, m), field, x, mask)
+    def mean_clamped(
+        self, field: Field, x: Event, mask: PyTree, coordinates: PyTree = None
+    ) -> Event:
+        return self._map(
+            lambda unit, f, v, m, c: unit.mean_clamped(f, v, m, c),
+            field,
+            x,
+            mask,
+            self._all(coordinates or {}),
+        )
 
     def select(self, mask: PyTree, x: Event, other: Event) -> Event:
         return self._map(lambda unit, m, v, o: unit.select(m, v, o), mask, x, other)
@@ -143,6 +200,7 @@ class Joint(Unit):
         self._check_names(name, x)
         for block, unit in self.items:
             unit.check(f"{name}[{block!r}]", x[block])
+        _checks.leading_axis(name, _border.tree(name, x))
 
     def check_mask(self, name: str, mask: PyTree) -> None:
         self._check_names(name, mask)
@@ -151,8 +209,11 @@ class Joint(Unit):
 
     def _check_names(self, name: str, x: Event) -> None:
         if not isinstance(x, dict) or x.keys() != self.blocks.keys():
-            found = sorted(x) if isinstance(x, dict) else type(x).__name__
+            found = sorted(x) if isinstance(x, dict) else _foreign.kind(x)
             raise ValueError(f"{name}: expected a dict of {sorted(self.blocks)}, got {found}")
+
+    def _all(self, coordinates: PyTree) -> dict[str, PyTree]:
+        return {name: coordinates.get(name, {}) for name, _ in self.items}
 
     def _split(self, v: Array) -> dict[str, Array]:
         cuts = np.cumsum([unit.num_linear for _, unit in self.items])[:-1]

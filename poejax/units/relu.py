@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax.types import Array, Event, Field, Params
-from poejax.units.base import as_float, at_least_float32, require_values
+from poejax.units.base import at_least_float32, mean_of_rows, require_values
 from poejax.units.gaussian import RealUnit
 
 _HALF_LOG_PI_OVER_2 = 0.5 * math.log(math.pi / 2)
@@ -66,10 +66,9 @@ class ReLU(RealUnit):
         near_mode = jnp.maximum(jnp.where(above, mode + distance, mode - distance), 0)
         return jnp.where(field > 0, near_mode, _tail_quantile(jnp.maximum(-field, 0), w))
 
-    def fit_field(self, x: Event, smoothing: float) -> Params:
+    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
         """Return the field with the mean of `x`, mixed with the mean √(2/π) at field zero."""
-        x = at_least_float32(as_float(x))
-        mean = (1 - smoothing) * jnp.mean(x, axis=0) + smoothing * math.sqrt(2 / math.pi)
+        mean = (1 - smoothing) * mean_of_rows(x, weights) + smoothing * math.sqrt(2 / math.pi)
         positive = jnp.where(mean > 0, mean, 1.0)
 
         def newton(_: int, field: Array) -> Array:
@@ -81,7 +80,11 @@ class ReLU(RealUnit):
 
     def check(self, name: str, x: Event) -> None:
         super().check(name, x)
-        require_values(name, x, lambda v: v >= 0, "values >= 0", self)
+        require_values(name, x, _not_negative, "values >= 0", self)
+
+
+def _not_negative(v: Array) -> Array:
+    return v >= 0
 
 
 @jax.custom_jvp
