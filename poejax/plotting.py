@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import pathlib
-import textwrap
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -202,7 +201,7 @@ def marginals(
     figure = Figure(size, dpi=_DPI, layout="constrained")
     for i in range(shown):
         axes = figure.add_subplot(num_rows, num_columns, i + 1)
-        axes.set_title(textwrap.shorten(names[i], 24), fontsize="small")
+        axes.set_title(names[i][:24], fontsize="small")
         levels = np.unique(x[:, i])
         if len(levels) <= _FEW_VALUES:
             levels = np.union1d(levels, np.unique(y[:, i])[:_FEW_VALUES])

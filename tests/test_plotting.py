@@ -248,7 +248,7 @@ def test_marginals_have_a_bar_per_value_or_bins_that_hold_everything():
     assert data.edges[0] == x[:, 1].min()
     # What lies beyond the data is counted at their end.
     np.testing.assert_allclose(samples.values, np.eye(len(samples.values))[-1])
-    assert steps.get_title() == "a name that is [...]"
+    assert steps.get_title() == "a name that is longer th"
     assert len(plotting.marginals(np.ones((3, 40)), np.ones((2, 40)), num_shown=5).axes) == 5
 
 
