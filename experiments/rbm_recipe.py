@@ -148,14 +148,14 @@ def optimizer(
 def optimizer_of_reals(
     learning_rate: float, weight_decay: float, num_steps: int
 ) -> optax.GradientTransformation:
-    """Build Adam on clipped gradients, at a hundredth of the rate that SGD takes on bits.
+    """Build Adam on clipped gradients, at a twentieth of the rate that SGD takes on bits.
 
     Gradients of precisions and of weights to real units have no bound; plain SGD diverges.
     """
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.add_decayed_weights(weight_decay, mask=training.weights_only),
-        optax.adam(_held_then_lowered(0.01 * learning_rate, num_steps)),
+        optax.adam(_held_then_lowered(0.05 * learning_rate, num_steps)),
     )
 
 
