@@ -211,7 +211,7 @@ def test_bad_arguments_of_base_rate_and_log_likelihood(random_params):
     with pytest.raises(ValueError, match=r"smoothing: expected a number in \(0, 1\)"):
         evidence.base_rate(RBM, jnp.zeros((3, 10)), smoothing=0.0)
     gaussian = pj.models.gaussian_rbm(3, 2)
-    with pytest.raises(ValueError, match="data: base rate of a site without variance"):
+    with pytest.raises(ValueError, match="data: expected variance in every column, got column 0"):
         evidence.base_rate(gaussian, jnp.zeros((3, 3)))
     with pytest.raises(ValueError, match=r"x: expected shape \(N, 10\)"):
         evidence.log_likelihood(RBM, random_params(RBM), jnp.zeros(10), 0.0)

@@ -169,7 +169,9 @@ class QuadraticUnit(RealUnit):
             # is r scale⁻¹.
             spread = jnp.max(jnp.abs(scale), axis=1)
             linear, rows = (
-                jax.scipy.linalg.solve_triangular(scale / spread[:, None], v.T, lower=True, trans=1).T
+                jax.scipy.linalg.solve_triangular(
+                    scale / spread[:, None], v.T, lower=True, trans=1
+                ).T
                 for v in (linear, rows)
             )
         drawn = conditioned(linear, rows, noise, (x - origin) / spread, mask)
