@@ -205,13 +205,19 @@ def events(name: str, unit: Any, x: Any) -> Any:
     return x
 
 
+def is_on_device(x: Any) -> bool:
+    """Whether all leaves of `x` are arrays of JAX with values, which are immutable."""
+    leaves = jax.tree.leaves(x)
+    return all(isinstance(leaf, jax.Array) and not is_abstract(leaf) for leaf in leaves)
+
+
 def once(x: Any, what: Hashable, check: Callable[[], None]) -> None:
     """Run `check` unless all leaves of `x` are device arrays that passed the check `what` before.
 
     They are immutable, so that a loop of calls with the same data pays for one.
     """
     leaves = jax.tree.leaves(x)
-    if not leaves or not all(isinstance(v, jax.Array) and not is_abstract(v) for v in leaves):
+    if not is_on_device(x):
         return check()
     key = (tuple(map(id, leaves)), jax.tree.structure(x), what)
     if (found := _passed.get(key)) and all(

@@ -40,6 +40,11 @@ def fraction(name: str, value: float) -> float:
     return float(value)
 
 
+def abstract_key() -> Any:
+    """Return the shape of a key, for `jax.eval_shape`: making a key would move data to a device."""
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
 def rng_key(name: str, value: Any) -> None:
     """Require one typed key, `jax.random.key(seed)`."""
     if not (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
@@ -89,8 +94,8 @@ def split_weights(name: str, data: Any) -> tuple[Any, Any]:
         return data, None
     num_rows = leading_axis(f"{name}.x", data.x)
     if jnp.shape(data.weights) != (num_rows,):
-        found = jnp.shape(data.weights)
-        raise ValueError(f"{name}.weights: expected shape {(num_rows,)}, got {found}")
+        shape = jnp.shape(data.weights)
+        raise ValueError(f"{name}.weights: expected shape {(num_rows,)}, got {shape}")
     if is_concrete(data.weights):
         host = np.asarray(data.weights)
         bad = ~np.isfinite(host) | (host < 0)

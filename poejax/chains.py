@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _border, _checks, propriety
+from poejax._numerics import add
 from poejax.product import Product
 from poejax.types import Array, Event, Kernel, ModelKernel, Params, PyTree
 
@@ -51,19 +52,26 @@ class Moments:
 
     def init(self, value: PyTree) -> PyTree:
         zeros = jax.tree.map(jnp.zeros_like, value)
-        return jnp.zeros(()), zeros, zeros
+        return jnp.zeros((), int), zeros, zeros, zeros, zeros
 
     def update(self, carry: PyTree, value: PyTree) -> tuple[PyTree, PyTree]:
-        count, mean, square = carry
+        count, *summaries = carry
         count = count + 1
-        new_mean = jax.tree.map(lambda m, v: m + (v - m) / count, mean, value)
-        square = jax.tree.map(
-            lambda s, v, old, new: s + (v - old) * (v - new), square, value, mean, new_mean
-        )
-        return (count, new_mean, square), None
+
+        def one(v: Array, mean: Array, rest: Array, square: Array, square_rest: Array) -> Any:
+            # With their rests: after 1e5 steps what is new is below half an ulp of the mean.
+            gap = (v - mean) - rest
+            mean, rest = add(mean, rest, gap / count)
+            square, square_rest = add(square, square_rest, gap * ((v - mean) - rest))
+            return mean, rest, square, square_rest
+
+        leaves, tree = jax.tree.flatten(value)
+        new = [one(*leaf) for leaf in zip(leaves, *map(jax.tree.leaves, summaries), strict=True)]
+        parts = (jax.tree.unflatten(tree, part) for part in zip(*new, strict=True))
+        return (count, *parts), None
 
     def result(self, carry: PyTree, emitted: PyTree) -> MomentsResult:
-        count, mean, square = carry
+        count, mean, _, square, _ = carry
         return MomentsResult(mean, jax.tree.map(lambda s: s / count, square), count)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from poejax import _checks
 from poejax.product import Product
 from poejax.types import Array, Event, Params
-from poejax.units import Bernoulli, Categorical
+from poejax.units import Bernoulli, Categorical, Unit
 from poejax.units.base import as_float
 from poejax.units.discrete import BinaryUnit
 
@@ -55,26 +55,37 @@ def neighbour_log_ratios(model: Product, params: Params, x: Event, sites: Array)
       sites: indices of sites, [S].
 
     Returns:
-      Log ratios of unnormalised densities, [S, C - 1]: one for each other value of the site.
+      Log ratios of unnormalised densities, [S, C - 1]: one for each other value of the site, in
+      ascending order, 0 to C - 1 without the present one.
+
+    Raises:
+      ValueError: if the units are others, or `x` is no single event.
     """
+    check_sites(model)
     visible = model.visible
     _checks.shape("x", x, visible.event_shape, visible)
-    x = as_float(x)
+    x, sites = as_float(x), jnp.asarray(sites)
+    values = _other_values(visible, x[sites])
 
-    def other_values(value: Array) -> Array:
-        if isinstance(visible, Categorical):
-            return jnp.stack([jnp.roll(value, shift) for shift in range(1, visible.num_classes)])
-        return (1 - value if isinstance(visible, Bernoulli) else -value)[None]
+    def log_bases(site: Array, values: Array) -> Array:
+        return jax.vmap(lambda value: visible.log_base(x.at[site].set(value)))(values)
 
-    def log_densities(site: Array) -> Array:
-        changed = jax.vmap(x.at[site].set)(other_values(x[site]))
-        return jax.vmap(model.log_density, in_axes=(None, 0))(params, changed)
+    base = jax.vmap(log_bases)(sites, values) - visible.log_base(x)
+    return base + model.log_ratios(params, x, sites, values)
 
-    return jax.vmap(log_densities)(sites) - model.log_density(params, x)
+
+def _other_values(visible: Unit, x: Array) -> Array:
+    """Return the other values of sites that hold `x` [S, ...], [S, C - 1, ...]."""
+    if isinstance(visible, Categorical):
+        others = jnp.arange(visible.num_classes - 1)
+        others = others + (others >= jnp.argmax(x, axis=-1)[:, None])
+        return jax.nn.one_hot(others, visible.num_classes, dtype=x.dtype)
+    return (1 - x if isinstance(visible, Bernoulli) else -x)[:, None]
 
 
 def check_sites(model: Product, num_sites: int | None = None) -> int:
     """Return `num_sites`, all if None, or raise unless the units are discrete and have as many."""
+    _checks.model("model", model)
     visible = model.visible
     if not isinstance(visible, (BinaryUnit, Categorical)):
         raise ValueError(

@@ -8,23 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks
+from poejax import _border, _checks
 from poejax import _gaussian_checks as checks
+from poejax import _gaussian_forms as forms
+from poejax._gaussian_forms import GaussianProduct
 from poejax.types import Array
 
-_LOG_2PI = 1.8378770664093453
 _MAX_EXPANSION = 2**16
-
-
-class GaussianProduct(NamedTuple):
-    """A renormalised product of Gaussians: N(x; mean, precision⁻¹), and its log Z in nats, [].
-
-    The mean is [D]; the precision is [D] (diagonal) or [D, D] (full), as the experts' were.
-    """
-
-    mean: Array
-    precision: Array
-    log_z: Array
 
 
 class ExpandedMixture(NamedTuple):
@@ -86,22 +76,23 @@ def product(
     fusion of Gaussian process predictions"; mask and prior: Wu & Goodman (2018), "Multimodal
     generative models for scalable weakly-supervised learning".
     """
-    _check_product_shapes(means, precisions, weights, mask, prior)
+    means, precisions = _border.array("means", means), _border.array("precisions", precisions)
+    checks.product_shapes(means, precisions, weights, mask, prior, prior_weight)
     num_experts = jnp.shape(means)[0]
     exponents: Any = np.ones(num_experts, np.float32) if weights is None else weights
     is_in: Any = np.ones(num_experts, bool) if mask is None else mask
     concrete = _checks.is_concrete(means, precisions, exponents, is_in, prior, prior_weight)
     if not concrete:
         means, precisions = _common_float(means, precisions)
-        return _product(means, precisions, exponents, is_in, prior, prior_weight)
+        return forms.multiply(means, precisions, exponents, is_in, prior, prior_weight)
     dtype = np.dtype(jnp.result_type(jnp.float32, means, precisions))
     checks.product_values(means, precisions, exponents, is_in, prior, prior_weight, dtype)
     # In float64 as long as the host has them: where all means lie is no detail of theirs.
     origin = _midst(means, is_in, prior)
     near = np.where(np.asarray(is_in)[:, None], np.asarray(means, np.float64), origin) - origin
     near_prior = prior and ((np.asarray(prior[0], np.float64) - origin).astype(dtype), prior[1])
-    precisions = np.asarray(precisions).astype(dtype)
-    result = _product(near.astype(dtype), precisions, exponents, is_in, near_prior, prior_weight)
+    experts = near.astype(dtype), np.asarray(precisions).astype(dtype)
+    result = forms.multiply(*experts, exponents, is_in, near_prior, prior_weight)
     if not _checks.is_concrete(result):
         return result._replace(mean=(result.mean + origin).astype(dtype))
     if np.isnan(result.log_z) or np.isposinf(result.log_z):
@@ -133,17 +124,13 @@ def log_prob(mean: Array, precision: Array, x: Array) -> Array:
     checks.gaussian("mean", mean, "precision", precision)
     _checks.shape("x", x, jnp.shape(mean), "one event of this Gaussian")
     checks.held("precision", precision)
-    if isinstance(mean, np.ndarray) and isinstance(x, np.ndarray):
-        # What the host holds in float64 is subtracted there, before it narrows.
-        dtype = jnp.result_type(jnp.float32, mean, x)
-        x = np.subtract(x, mean, dtype=np.float64).astype(dtype)
-        mean = np.zeros_like(x)
-    mean, precision = _common_float(mean, precision)
-    scale, factor = _roots(precision)
-    whitened = scale * (x - mean)
+    centred = _difference(x, mean)
+    _, precision = _common_float(mean, precision)
+    scale, factor = forms.roots(precision)
+    whitened = scale * centred
     if factor is not None:
         whitened = _dot(factor.T, whitened)
-    return 0.5 * (_log_det(scale, factor) - jnp.sum(_LOG_2PI + whitened**2))
+    return 0.5 * (forms.log_determinant(scale, factor) - jnp.sum(forms.LOG_2PI + whitened**2))
 
 
 def sample(rng_key: Array, mean: Array, precision: Array) -> Array:
@@ -164,7 +151,7 @@ def sample(rng_key: Array, mean: Array, precision: Array) -> Array:
     checks.gaussian("mean", mean, "precision", precision)
     mean, precision = _common_float(mean, precision)
     noise = jax.random.normal(rng_key, mean.shape, mean.dtype)
-    scale, factor = _roots(precision)
+    scale, factor = forms.roots(precision)
     if factor is not None:
         noise = jax.scipy.linalg.solve_triangular(factor, noise, lower=True, trans=1)
     return mean + noise / scale
@@ -212,145 +199,20 @@ def expand_axis_aligned(log_weights: Array, means: Array, precisions: Array) -> 
     return ExpandedMixture(log_weights.sum(axis=1), means, precisions)
 
 
-@jax.jit
-def _product(
-    means: Array,
-    precisions: Array,
-    weights: Array,
-    mask: Array,
-    prior: tuple[Array, Array] | None,
-    prior_weight: Array,
-) -> GaussianProduct:
-    num_dims = means.shape[1]
-    is_full = precisions.ndim == 3
-    mask = jnp.asarray(mask, bool)
-    # Neutral values go in *before* any arithmetic: a where after it would still let NaN · 0 = NaN
-    # into the gradients of an expert that is out.
-    neutral = (jnp.eye if is_full else jnp.ones)(num_dims, dtype=means.dtype)
-    means = jnp.where(mask[:, None], means, 0)
-    precisions = jnp.where(mask[:, None, None] if is_full else mask[:, None], precisions, neutral)
-    weights = jnp.where(mask, jnp.asarray(weights, means.dtype), 0)
-    if prior is not None:
-        prior_mean, prior_precision = (jnp.asarray(leaf, means.dtype) for leaf in prior)
-        if is_full and prior_precision.ndim == 1:
-            prior_precision = jnp.diag(prior_precision)
-        means = jnp.concatenate([means, prior_mean[None]])
-        precisions = jnp.concatenate([precisions, prior_precision[None]])
-        weights = jnp.concatenate([weights, jnp.asarray(prior_weight, means.dtype)[None]])
-    return (_full if is_full else _diagonal)(means, precisions, weights)
-
-
-def _diagonal(means: Array, precisions: Array, weights: Array) -> GaussianProduct:
-    scaled = weights[:, None] * precisions
-    offsets, origin = _from_the_sharpest(means, scaled)
-    # In units of the largest: a share is divided out before anything is multiplied by it, and
-    # neither it nor its gradient leaves floating point.
-    unit = _unit(jnp.max(jnp.abs(scaled), axis=0))
-    relative = scaled / unit
-    total = relative.sum(axis=0)
-    shift = (relative / total * offsets).sum(axis=0)
-    residuals = offsets - shift
-    misfit = jnp.sum(scaled * residuals * residuals)
-    return _assemble(
-        origin + shift,
-        unit * total,
-        weights,
-        jnp.log(precisions).sum(axis=1),
-        jnp.sum(jnp.log(unit) + jnp.log(total)),
-        misfit,
-        (total <= 0).any(),
-    )
-
-
-def _full(means: Array, precisions: Array, weights: Array) -> GaussianProduct:
-    precisions = 0.5 * precisions + 0.5 * precisions.mT
-    scaled = weights[:, None, None] * precisions
-    diagonals = jnp.diagonal(scaled, axis1=1, axis2=2)
-    offsets, origin = _from_the_sharpest(means, diagonals)
-    # Coordinates y = scale · x, in which the total precision is of order one.
-    scale = jnp.sqrt(_unit(jnp.max(jnp.abs(diagonals), axis=0), power=2))
-    relative = scaled / scale[:, None] / scale
-    total = relative.sum(axis=0)
-    factor = jnp.linalg.cholesky(total)
-
-    def mean_of(points: Array) -> Array:
-        linear = jnp.einsum("kij,kj->i", relative, points, precision="highest")
-        return jax.scipy.linalg.cho_solve((factor, True), linear)
-
-    # One step of iterative refinement: the result does not depend on the first estimate, which
-    # therefore carries no gradient.
-    offsets = scale * offsets
-    first = jax.lax.stop_gradient(mean_of(offsets))
-    shift = mean_of(offsets - first)
-    residuals = offsets - first - shift
-    misfit = jnp.einsum("kij,ki,kj->", relative, residuals, residuals, precision="highest")
-    return _assemble(
-        origin + (first + shift) / scale,
-        scaled.sum(axis=0),
-        weights,
-        _log_det(*_roots(precisions)),
-        _log_det(scale, factor),
-        misfit,
-        jnp.isnan(factor).any() & ~jnp.isnan(total).any(),
-    )
-
-
-def _from_the_sharpest(means: Array, precisions: Array) -> tuple[Array, Array]:
-    # Per coordinate. From there an expert however sharp has no rounding for a distance, which its
-    # precision would blow up; the result does not depend on the origin: no gradient.
-    sharpest = jnp.argmax(precisions, axis=0)
-    origin = jax.lax.stop_gradient(jnp.take_along_axis(means, sharpest[None], axis=0)[0])
-    return means - origin, origin
-
-
-def _unit(size: Array, power: int = 1) -> Array:
-    # A power of two (of four) of that order, 1 for nothing: dividing by it rounds nothing.
-    _, exponent = jnp.frexp(jax.lax.stop_gradient(size))
-    exponent = jnp.where(size > 0, (exponent - 1) // power * power, 0)
-    return jnp.ldexp(jnp.ones_like(size), exponent)
-
-
-def _assemble(
-    mean: Array,
-    precision: Array,
-    weights: Array,
-    log_det_experts: Array,
-    log_det: Array,
-    misfit: Array,
-    improper: Array,
-) -> GaussianProduct:
-    constant = mean.shape[0] * _LOG_2PI
-    log_z = 0.5 * (jnp.sum(weights * (log_det_experts - constant)) - (log_det - constant) - misfit)
-    improper = improper | jnp.isinf(precision).any()
-    return GaussianProduct(
-        jnp.where(improper, jnp.nan, mean), precision, jnp.where(improper, jnp.inf, log_z)
-    )
-
-
-def _roots(precision: Array) -> tuple[Array, Array | None]:
-    """Return scale [D] and, of full precisions, L with scale_i scale_j (L Lᵀ)_ij = precision_ij.
-
-    A diagonal one's roots are its scale. Products of tiny or huge precisions are never formed.
-    """
-    if precision.ndim == 1:
-        return jnp.sqrt(precision), None
-    scale = jnp.sqrt(_unit(jnp.diagonal(precision, axis1=-2, axis2=-1), power=2))
-    return scale, jnp.linalg.cholesky(precision / scale[..., :, None] / scale[..., None, :])
-
-
-def _log_det(scale: Array, factor: Array | None) -> Array:
-    roots = jnp.log(scale)
-    if factor is not None:
-        roots = roots + jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1))
-    return 2 * roots.sum(axis=-1)
-
-
 def _midst(means: Any, mask: Any, prior: tuple[Any, Any] | None) -> Any:
     # The mean of the first expert that is in, in float64.
     rows = np.asarray(means, np.float64)[np.asarray(mask)]
     if len(rows):
         return rows[0]
     return 0.0 if prior is None else np.asarray(prior[0], np.float64)
+
+
+def _difference(x: Any, mean: Any) -> Any:
+    if isinstance(x, np.ndarray) and isinstance(mean, np.ndarray):
+        # What the host holds in float64 is subtracted there, before it narrows.
+        dtype = jnp.result_type(jnp.float32, mean, x)
+        return jnp.asarray(np.subtract(x, mean, dtype=np.float64).astype(dtype))
+    return x - jnp.asarray(mean, jnp.result_type(jnp.float32, mean))
 
 
 def _dot(a: Array, b: Array) -> Array:

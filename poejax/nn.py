@@ -114,7 +114,7 @@ class Features(nnx.Module):
         if not isinstance(expert, HiddenBank) or not isinstance(expert.hidden, Bernoulli):
             raise ValueError(f"bank: expected one with Bernoulli hidden units, got {expert}")
         model.check_params(params)
-        if set(params[bank]) != {"w", "b"}:
+        if "coordinates" in params or set(params[bank]) != {"w", "b"}:
             raise ValueError(f"params: expected w and b alone in {bank!r}, got {set(params[bank])}")
         self.w = nnx.Param(jnp.asarray(params[bank]["w"]))
         self.b = nnx.Param(jnp.asarray(params[bank]["b"])) if bias else None

@@ -119,6 +119,13 @@ class Product(Expert):
         votes = [combine.log_factors(e, params[name], x) for name, e in self.items]
         return jnp.concatenate(votes)
 
+    def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
+        """Return how Σ_k log f_k changes with single sites, [S, V]; see `Expert.log_ratios`."""
+        if type(self) is not Product:  # what a subclass says of its factors is not known here
+            return super().log_ratios(params, x, sites, values)
+        changes = [combine.log_ratios(e, params[n], x, sites, values) for n, e in self.items]
+        return jnp.sum(jnp.stack(changes), axis=0)
+
     def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
         """Return Σ_k log_joint_k(x, z_k), whose integral over z is exp Σ_k log_factors."""
         params, x = self.standardize(params, x)
@@ -225,7 +232,7 @@ class Product(Expert):
         if isinstance(params, dict) and "coordinates" in params:
             self.visible.check_coordinates("params['coordinates']", params["coordinates"])
             params, _ = split_coordinates(params)
-        expected = jax.eval_shape(self.init, jax.random.key(0))
+        expected = jax.eval_shape(self.init, _checks.abstract_key())
         _checks.floating_params("params", params)
         _checks.same_structure("params", params, expected, optional=("beta", "present"))
         _checks.finite("params", self._heard(params))
@@ -247,7 +254,8 @@ def log_densities(model: Product, params: Params, x: Event) -> Array:
     """
     rest, coordinates = split_coordinates(params)
     y = model.visible.standardize_rows(coordinates, x)
-    return _log_densities(model, rest, y) - model.visible.log_volume(coordinates)
+    density = _log_densities(model, rest, y)
+    return density - model.visible.log_volume(coordinates) if coordinates else density
 
 
 @functools.partial(jax.jit, static_argnames="model")

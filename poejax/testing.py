@@ -54,10 +54,10 @@ def check_expert(
 
     Up to 1024 latent configurations are summed over. Continuous latents of one or two numbers are
     integrated on a grid that follows the draws (in their logarithm, if log_joint is not finite
-    below zero), which suits a smooth density. With more latents "integral" and "sample" are
-    skipped, while "mean" and "gradient" hold the sampler to the density by Monte Carlo. Without
-    latents "sample" and "mean" say nothing and are skipped; an opaque expert, which has no field,
-    is held to the laws that speak of its density alone.
+    below zero), which suits a density that is smooth but for a kink at zero. With more latents
+    "integral" and "sample" are skipped, while "mean" and "gradient" hold the sampler to the density
+    by Monte Carlo. Without latents "sample" and "mean" say nothing and are skipped; an opaque
+    expert, which has no field, is held to the laws that speak of its density alone.
 
     Args:
       expert: any expert; a Product, nested or not, is one.
@@ -300,6 +300,8 @@ def _latent_points(expert: Expert, draws: Any, log_joint: Callable[[Any], Array]
     q = jnp.quantile(jnp.where(positive, jnp.log(flat), flat), _FRACTIONS, axis=0)
     left = q[0] - _TAIL[::-1, None] * (q[1] - q[0])
     breaks = jnp.concatenate([left, q, q[-1] + _TAIL[:, None] * (q[-1] - q[-2])])
+    # Densities with a kink have it at zero, as rectified units do: smooth on either side.
+    breaks = jnp.sort(jnp.append(breaks, jnp.clip(0.0, breaks[:1], breaks[-1:]), axis=0), axis=0)
     node, weight = np.polynomial.legendre.leggauss(_NODES[size])
     center, half = (breaks[1:] + breaks[:-1]) / 2, (breaks[1:] - breaks[:-1]) / 2
     axes = (center[:, None] + half[:, None] * node[:, None]).reshape(-1, size).T

@@ -11,20 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from poejax import _border, _checks, _optimizers, propriety
-from poejax._training_checks import (
-    are_finite,
-    check_events,
-    check_rows,
-    check_rule,
-    check_spread,
-    is_on_device,
-    is_unchecked,
-    refuse_settings,
-    require_finite,
-)
+from poejax import _border, _checks, _optimizers, _run_checks, propriety
+from poejax._numerics import add
 from poejax.product import Product, split_coordinates
 from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
+from poejax.units.base import widen
 
 Preprocess = Callable[[Array, PyTree], Event]
 """`(rng_key, rows) -> events`: how stored rows become events, e.g. `datasets.stochastic`.
@@ -39,8 +30,9 @@ class TrainState(NamedTuple):
     """All that the rest of a run depends on, besides its config and data.
 
     step: number of updates made, [].
-    average: moving average of the parameters, None unless asked for.
+    average: moving average of the parameters in float32 or wider, None unless asked for.
     rng_key: the run's key; step keys are folded out of it, so it never changes.
+    average_rest: what is below the average's last digit, lest small updates be lost.
     """
 
     step: Array
@@ -49,6 +41,7 @@ class TrainState(NamedTuple):
     estimator_state: PyTree
     average: Params | None
     rng_key: Array
+    average_rest: Params | None = None
 
 
 class Metrics(NamedTuple):
@@ -79,9 +72,8 @@ def init(
         (`value`, `grad`, `value_fn`: reduce_on_plateau, polyak_sgd, lbfgs) gets it from estimators
         whose info is a LossInfo.
       data: events, or rows that `preprocess` turns into events; arrays of JAX or NumPy, or whatever
-        has numbers to be read, as tables and tensors have; with a weight each, Weighted(rows, w).
-      params: initial parameters, e.g. of `model.init_from`, whose coordinates are not trained;
-        drawn by `model.init` when None.
+        has numbers to be read, as tables and tensors have.
+      params: initial parameters; drawn by `model.init` when None.
       preprocess: applied to `data` once, for the estimator's start.
       average: whether to keep a moving average of the parameters.
 
@@ -96,42 +88,40 @@ def init(
     """
     _checks.rng_key("rng_key", rng_key)
     _checks.model("model", model)
-    check_rule(estimator, tx, preprocess)
+    _run_checks.check_rule(estimator, tx, preprocess)
     data = _border.tree("data", data)
     _checks.leading_axis("data", data)
-    rows, weights = _checks.split_weights("data", data)
     run_key, params_key, data_key, estimator_key = jax.random.split(rng_key, 4)
     if (trained := getattr(estimator, "model", model)) != model:
         raise ValueError(f"estimator: expected one of {model}, got one of {trained}")
-    check_rows(preprocess, rows)
-    x = rows if preprocess is None else preprocess(data_key, rows)
+    _run_checks.check_rows(preprocess, data)
+    x = _run_checks.preprocessed(preprocess, data_key, data)
+    _run_checks.check_events(estimator, model, preprocess, data, lambda: x)
     name = "data" if preprocess is None else "preprocess(data)"
-    check_events(estimator, model, preprocess, rows, lambda: x)
-    check_spread(name, model.visible, x)
-    events = x if weights is None else Weighted(x, weights)
+    _run_checks.require_spread(name, model.visible, x)
     if params is None:
         params = model.init(params_key)
     else:
         params = _border.tree("params", params)
-        _checks.floating_params("params", params)
         model.check_params(params)
-        refuse_settings(model, params)
+        _run_checks.check_settings(model, _split(params)[0])
         params = jax.tree.map(jnp.asarray, params)
     propriety.require_proper(model, params)
-    trained, _ = split_coordinates(params)
+    trained = _split(params)[0]
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=tx.init(trained),
-        estimator_state=estimator.init(estimator_key, params, events),
-        average=params if average else None,
+        estimator_state=estimator.init(estimator_key, params, x),
+        average=_join(widen(trained), params) if average else None,
         rng_key=run_key,
+        average_rest=jax.tree.map(jnp.zeros_like, widen(trained)) if average else None,
     )
     _optimizers.check_needs(
         tx,
         trained,
         state.opt_state,
-        lambda: _update(estimator, tx, state, run_key, events, jnp.ones(()), jnp.zeros(())),
+        lambda: _update(estimator, tx, state, run_key, x, jnp.zeros(())),
     )
     return state
 
@@ -175,7 +165,7 @@ def train_steps(
       FloatingPointError: if a gradient or parameter is not finite; names leaf and step. The state
         passed in is untouched, so the caller still holds the last good one.
     """
-    check_rule(estimator, tx, preprocess)
+    _run_checks.check_rule(estimator, tx, preprocess)
     if not isinstance(state, TrainState):
         raise TypeError(
             f"state: expected a TrainState of training.init, got {_checks.describe(state)}"
@@ -186,19 +176,24 @@ def train_steps(
     if _checks.positive_int("batch_size", batch_size) > num_rows:
         raise ValueError(f"batch_size: expected at most {num_rows} rows of data, got {batch_size}")
     _checks.fraction("average_decay", average_decay)
-    rows, _ = _checks.split_weights("data", data)
-    check_rows(preprocess, rows)
-    if hasattr(estimator, "model"):
-        model, key = estimator.model, state.rng_key
-        if preprocess is None:
-            check_events(estimator, model, None, rows, lambda: rows)
-        elif is_unchecked(estimator, preprocess) and is_on_device(rows):
-            check_events(estimator, model, preprocess, rows, lambda: preprocess(key, rows))
+    _run_checks.check_rows(preprocess, data)
+    if hasattr(estimator, "model") and (
+        # To preprocess all rows in every call would cost too much, and on a device it is once.
+        preprocess is None
+        or (_run_checks.is_unchecked(estimator, preprocess) and _border.is_on_device(data))
+    ):
+        _run_checks.check_events(
+            estimator,
+            estimator.model,
+            preprocess,
+            data,
+            lambda: _run_checks.preprocessed(preprocess, state.rng_key, data),
+        )
     new_state, metrics, finite = _train_steps(
-        estimator, tx, state, data, batch_size, num_steps, preprocess, average_decay
+        estimator, tx, state, data, batch_size, num_steps, preprocess, 1 - average_decay
     )
     if _checks.is_concrete(finite):
-        require_finite(state, np.asarray(finite))
+        _require_finite(state, np.asarray(finite))
     return new_state, metrics
 
 
@@ -223,10 +218,10 @@ def _train_steps(
     batch_size: int,
     num_steps: int,
     preprocess: Preprocess | None,
-    average_decay: Array,
+    average_weight: Array,
 ) -> tuple[TrainState, Metrics, Array]:
-    _optimizers.check_state(tx, split_coordinates(state.params)[0], state.opt_state)
-    mean_weight = jnp.mean(data.weights) if isinstance(data, Weighted) else jnp.ones(())
+    _optimizers.check_state(tx, _split(state.params)[0], state.opt_state)
+    mean_weight = jnp.mean(data.weights) if isinstance(data, Weighted) else None
     num_rows = jax.tree.leaves(data)[0].shape[0]
     steps_per_epoch = num_rows // batch_size
     order_key, step_key = jax.random.split(state.rng_key)
@@ -242,15 +237,12 @@ def _train_steps(
         rows = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
         preprocess_key, grad_key = jax.random.split(jax.random.fold_in(step_key, state.step))
-        if preprocess is not None and isinstance(batch, Weighted):
-            batch = batch._replace(x=preprocess(preprocess_key, batch.x))
-        elif preprocess is not None:
-            batch = preprocess(preprocess_key, batch)
+        batch = _run_checks.preprocessed(preprocess, preprocess_key, batch)
         state, metrics, finite = _update(
-            estimator, tx, state, grad_key, batch, mean_weight, average_decay
+            estimator, tx, state, grad_key, batch, average_weight, mean_weight
         )
-        if is_unchecked(estimator, preprocess):
-            finite = jnp.concatenate([are_finite(batch).all()[None], finite])
+        if _run_checks.is_unchecked(estimator, preprocess):
+            finite = jnp.concatenate([_are_finite(batch).all()[None], finite])
         return (state, order), (metrics, finite)
 
     start = (state, epoch_order(state.step))
@@ -264,39 +256,73 @@ def _update(
     state: TrainState,
     rng_key: Array,
     batch: Event,
-    mean_weight: Array,
-    average_decay: Array,
+    average_weight: Array,
+    mean_weight: Array | None = None,
 ) -> tuple[TrainState, Metrics, Array]:
-    old, coordinates = split_coordinates(state.params)
-    settings = {"coordinates": coordinates} if coordinates else {}
     grads, estimator_state, info = estimator.grad(
         rng_key, state.params, state.estimator_state, batch
     )
-    grads, _ = split_coordinates(grads)
-    if isinstance(batch, Weighted):
-        # Estimators divide by the weights of their batch, of which the mean varies.
+    grads, params = _split(grads)[0], _split(state.params)[0]
+    if mean_weight is not None:
+        # Estimators divide by the weights of their batch, which are more or less than its share.
         share = jnp.mean(batch.weights) / mean_weight
         grads = jax.tree.map(lambda g: share * g, grads)
     # Data in a wider dtype must not change the dtype of the optimizer's state.
-    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, old)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
 
     def loss(params: Params) -> Array:
-        params = params | settings
-        return estimator.grad(rng_key, params, state.estimator_state, batch)[2].loss
+        whole = _join(params, state.params)
+        return estimator.grad(rng_key, whole, state.estimator_state, batch)[2].loss
 
-    updates, opt_state = _optimizers.update(tx, grads, state.opt_state, old, info, loss)
-    params = optax.apply_updates(old, updates)
+    updates, opt_state = _optimizers.update(tx, grads, state.opt_state, params, info, loss)
+    params = optax.apply_updates(params, updates)
     step = state.step + 1
-    average = state.average
+    average, rest = state.average, state.average_rest
     if average is not None:
-        # A fixed decay would remember the initial parameters for 1 / (1 - decay) steps.
-        decay = jnp.minimum(average_decay, (1 + step) / (10 + step))
-        average = settings | jax.tree.map(
-            lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype),
-            split_coordinates(average)[0],
-            params,
-        )
-    finite = are_finite((grads, params))
-    params = params | settings
-    state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key)
+        # A fixed weight would remember the initial parameters for 1 / weight steps.
+        weight = jnp.maximum(average_weight, 9 / (10 + step))
+
+        def move(a: Array, rest: Array, p: Array) -> tuple[Array, Array]:
+            return add(a, rest, (weight * ((p - a) - rest)).astype(a.dtype))
+
+        moved = jax.tree.map(move, _split(average)[0], rest, params)
+        average, rest = jax.tree.transpose(jax.tree.structure(rest), None, moved)
+        average = _join(average, state.params)
+    finite = _are_finite((grads, params))
+    params = _join(params, state.params)
+    state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key, rest)
     return state, Metrics(info, optax.tree.norm(grads)), finite
+
+
+def _split(params: Params) -> tuple[Params, PyTree]:
+    """Split off the coordinates of real units, which belong to the data and are not learned."""
+    return split_coordinates(params) if isinstance(params, dict) else (params, {})
+
+
+def _join(params: Params, whole: Params) -> Params:
+    coordinates = _split(whole)[1]
+    return params | {"coordinates": coordinates} if coordinates else params
+
+
+def _are_finite(tree: PyTree) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
+
+
+def _require_finite(state: TrainState, finite: np.ndarray) -> None:
+    if finite.all():
+        return
+    step, leaf = np.argwhere(~finite)[0].tolist()
+    paths = jax.tree_util.tree_leaves_with_path({"gradient": _split(state.params)[0]})
+    paths += jax.tree_util.tree_leaves_with_path({"parameter": _split(state.params)[0]})
+    number = int(state.step) + step + 1
+    # Events come first, where they are watched: the rest follows from them.
+    num_watched = finite.shape[1] - len(paths)
+    if leaf < num_watched:
+        raise ValueError(f"preprocess(data): expected finite events, got others at step {number}")
+    kind, *rest = paths[leaf - num_watched][0]
+    name = f"{kind.key} params{_checks.leaf_name(rest)}"
+    raise FloatingPointError(
+        f"{name} is not finite at step {number}; the state passed in "
+        f"(step {int(state.step)}) is the last good one. Try a smaller learning rate or gradient "
+        "clipping."
+    )

@@ -103,6 +103,12 @@ class Estimator(Protocol):
     """A rule for the gradient of a loss to minimise: the negative log-likelihood, or a stand-in.
 
     The last of what `grad` returns is its diagnostics: EstimatorInfo, LossInfo, or a rule's own.
+    Where these have a `loss`, optimizers that need the loss itself get it.
+
+    Rows may be more than events: any pytree of arrays with one leading axis, such as a NamedTuple
+    of events and what belongs to each. Such a rule has a method `check_data(name, data)`, which
+    `training` calls with all rows in place of the check of the visible units; it raises errors that
+    begin with `name`. A rule with an attribute `model` has its data checked at every call.
     """
 
     def init(self, rng_key: Array, params: Params, data: Event) -> PyTree: ...

@@ -6,6 +6,7 @@ import itertools
 
 import jax
 import numpy as np
+import pytest
 import reference
 from mixture_cases import KEY, NUM_DRAWS, K, binomial_scores, gaussian_data
 from sklearn.cluster import KMeans
@@ -67,3 +68,87 @@ def test_kmeans_with_fewer_distinct_rows_than_clusters():
     found = mixtures.kmeans(KEY, x, 4)
     assert np.isfinite(found.centroids).all()
     np.testing.assert_allclose(found.centroids[found.assignments], x, atol=1e-6)
+
+
+def assert_each_row_has_its_nearest(x, found, slack=0.0):
+    x, centroids = np.asarray(x, float), np.asarray(found.centroids, float)
+    distances = np.sqrt(((x[:, None] - centroids) ** 2).sum(axis=2))
+    chosen = np.take_along_axis(distances, np.asarray(found.assignments)[:, None], axis=1)[:, 0]
+    assert (chosen <= distances.min(axis=1) + slack).all()
+
+
+@pytest.mark.parametrize("far", [300.0, 1e4, 1e6])
+@pytest.mark.parametrize("num_dims", [1, 30])
+def test_tight_clusters_far_apart_are_told_apart(far, num_dims):
+    # More rows than are looked at again at a time; about no origin are all clusters near it.
+    rng = np.random.default_rng(0)
+    centres = np.repeat([-far, far - 1, far + 1], 200)[:, None] * np.ones(num_dims)
+    noise = 0.1 * rng.choice([-1, 1], size=(600, num_dims))
+    x = (centres + noise).astype(np.float32)
+    found = mixtures.kmeans(KEY, x, 3, num_restarts=10)
+    assert_each_row_has_its_nearest(x, found, slack=1e-6 * far)
+    order = np.argsort(found.centroids[:, 0])
+    for k, group in zip(order, (x[:200], x[200:400], x[400:]), strict=True):
+        expected = group.mean(axis=0, dtype=float)
+        np.testing.assert_allclose(found.centroids[k], expected, rtol=2e-7)
+
+
+def test_kmeans_under_a_trace_at_any_offset():
+    x = (np.repeat([-1e5, 1e5 - 1, 1e5 + 1], 50) + np.tile([-0.125, 0.125], 75)).astype(np.float32)
+    found = jax.jit(lambda x: mixtures.kmeans(KEY, x, 3, num_restarts=10))(x[:, None])
+    assert_each_row_has_its_nearest(x[:, None], found)
+    np.testing.assert_allclose(np.sort(found.centroids[:, 0]), [-1e5, 1e5 - 1, 1e5 + 1], atol=0.02)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-6, 1e6, 1e18, 1e30])
+def test_kmeans_in_any_unit(scale):
+    x = gaussian_data().astype(float)
+    expected = mixtures.kmeans(KEY, x, K)
+    for data in (x * scale, (x * scale).astype(np.float32)):
+        found = mixtures.kmeans(KEY, data, K)
+        np.testing.assert_array_equal(found.assignments, expected.assignments)
+        centroids = np.asarray(found.centroids, float) / scale
+        np.testing.assert_allclose(centroids, expected.centroids, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.int32, np.uint8, bool, ">i8"])
+def test_kmeans_of_whole_numbers(dtype):
+    size = {1: 1, 4: 100_000_000, 8: 3_000_000_000}[np.dtype(dtype).itemsize]
+    x = np.concatenate([np.zeros(40), np.full(40, size)])
+    x = (x + (np.arange(80) % 40 if size > 1 else 0)).astype(dtype)[:, None]
+    found = mixtures.kmeans(KEY, x, 2)
+    rest = 19.5 if size > 1 else 0
+    np.testing.assert_allclose(np.sort(found.centroids[:, 0]), [rest, size + rest], rtol=1e-7)
+
+
+@pytest.mark.parametrize("fill", [-9999.0, 1e15, 1e20])
+def test_a_fill_value_is_a_cluster_of_its_own(fill):
+    x = gaussian_data()
+    x[5, 0] = fill
+    found = mixtures.kmeans(KEY, x, 2, num_restarts=3)
+    rest = np.delete(np.arange(len(x)), 5)
+    which = np.asarray(found.assignments)
+    assert (which[rest] == 1 - which[5]).all()
+    expected = x[rest].mean(axis=0, dtype=float)
+    np.testing.assert_allclose(found.centroids[1 - which[5]], expected, atol=1e-5)
+
+
+def test_centroids_that_float32_cannot_say_are_refused():
+    days = 2_460_000 + np.repeat([0.30, 0.31], 20)[:, None] + np.linspace(0, 1e-3, 40)[:, None]
+    with pytest.raises(ValueError, match=r"x: .* column 0 of mean 2460000\.3.* steps by 0\.25"):
+        mixtures.kmeans(KEY, days, 2)
+    near = mixtures.kmeans(KEY, days - 2_460_000, 2)
+    np.testing.assert_allclose(np.sort(near.centroids[:, 0]), [0.3, 0.31], atol=1e-3)
+    with jax.enable_x64(True):
+        found = mixtures.kmeans(KEY, days, 2)
+        assert_each_row_has_its_nearest(days, found)
+        assert found.centroids.dtype == np.float64
+    for value in (1e39, 9.96921e36):
+        x = gaussian_data().astype(float)
+        x[3, 1] = value
+        with pytest.raises(ValueError, match=rf"x: .* got {value:g}.* in row 3, column 1"):
+            mixtures.kmeans(KEY, x, 2)
+    # A constant column tells nothing apart, so loses nothing.
+    mixed = np.column_stack([np.full(40, 2_460_000.3), days[:, 0] - 2_460_000])
+    assert_each_row_has_its_nearest(mixed[:, 1:], mixtures.kmeans(KEY, mixed, 2)._replace(
+        centroids=mixtures.kmeans(KEY, mixed, 2).centroids[:, 1:]))  # fmt: skip

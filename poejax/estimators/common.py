@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from poejax import chains
+from poejax import _checks, chains
 from poejax.kernels import block_gibbs
 from poejax.product import Product
 from poejax.types import Array, Estimator, EstimatorInfo, Event, Kernel, Params, PyTree, Weighted
@@ -36,6 +36,7 @@ def with_rows(batch: Any, x: Event) -> Any:
 
 def own_kernel(model: Product, kernel: Kernel | None) -> Kernel:
     """Return `kernel` if it samples `model`, block Gibbs if it is None."""
+    _checks.model("model", model)
     if kernel is None:
         return block_gibbs(model)
     if not hasattr(kernel, "step"):
@@ -55,6 +56,7 @@ def own_estimator(name: str, model: Product, estimator: Any) -> Estimator:
         raise ValueError(
             f"{name}: expected an estimator for complete events; put `imputed` outside"
         )
+    _checks.model("model", model)
     if (found := getattr(estimator, "model", model)) != model:
         raise ValueError(f"{name}: expected an estimator of {model}, got one of {found}")
     return estimator

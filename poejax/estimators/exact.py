@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 
+from poejax import _checks
 from poejax import exact as enumeration
 from poejax.estimators.common import mean_log_density
 from poejax.product import Product
@@ -43,4 +44,5 @@ def exact(model: Product) -> Exact:
 
     grad = -E_data[∂ log f] + ∂ log Z. In its info `model_log_density` holds log Z.
     """
+    _checks.model("model", model)
     return Exact(model)

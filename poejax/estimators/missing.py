@@ -34,8 +34,8 @@ class Imputed:
     kernel: Kernel
     num_steps: int
 
-    def check_data(self, name: str, data: Incomplete) -> None:
-        """Raise unless `data` are events of the model's units with masks."""
+    def check_data(self, name: str, data: Any) -> None:
+        """Raise unless `data` are events of the model's units with masks, weighted or not."""
         if isinstance(data, Weighted):
             data, _ = _checks.split_weights(name, data)
             name = f"{name}.x"

@@ -130,6 +130,7 @@ def _score(model: Product, params: Params, x: Array) -> Array:
 
 
 def _require_real(model: Product) -> None:
+    _checks.model("model", model)
     if not isinstance(model.visible, QuadraticUnit):
         raise ValueError(
             f"model: expected GaussianDiag or Gaussian visible units, got {model.visible}"

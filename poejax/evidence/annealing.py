@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _border, _checks, chains, propriety
+from poejax._numerics import add
 from poejax.evidence import weights
 from poejax.evidence.base import Base
 from poejax.evidence.paths import (
@@ -60,6 +61,7 @@ class AISState(NamedTuple):
     """A run in progress; saved and restored, it goes on as if it had not stopped.
 
     direction: 1 from base to model, -1 from model to base.
+    rest: what is below the last digit of the log weights, sums of many small terms.
     """
 
     step: Array
@@ -67,6 +69,7 @@ class AISState(NamedTuple):
     chains: Any
     log_weights: Array
     rng_key: Array
+    rest: Array
 
 
 def ais(
@@ -280,6 +283,7 @@ def _ais_init(
         chains=states,
         log_weights=jnp.full(num_chains, direction * log_z_0),
         rng_key=run_key,
+        rest=jnp.zeros(num_chains, log_z_0.dtype),
     )
 
 
@@ -309,8 +313,10 @@ def _ais_steps(
         )(state.chains.x)
         step_key = jax.random.fold_in(state.rng_key, index)
         states, _ = chains.step_all(step_key, kernel, new, state.chains)
-        log_weights = (state.log_weights + increments).astype(state.log_weights.dtype)
-        return state._replace(step=index + 1, chains=states, log_weights=log_weights)
+        log_weights, rest = add(
+            state.log_weights, state.rest, increments.astype(state.log_weights.dtype)
+        )
+        return state._replace(step=index + 1, chains=states, log_weights=log_weights, rest=rest)
 
     stop = jnp.minimum(state.step + num_steps, last).astype(state.step.dtype)
     return jax.lax.fori_loop(state.step, stop, body, state)

@@ -47,16 +47,15 @@ def log_z(model: Product, params: Params) -> Array:
 
     c chooses a component of every expert.
     """
-    width = model.visible.num_linear * len(factors(model))
     weight = _log_weight(model, params)
-    return jnp.sum(log_sum_exp(lambda i: weight(i)[0], _num_choices(model), width))
+    return jnp.sum(log_sum_exp(lambda i: weight(i)[0], _num_choices(model), _width(model)))
 
 
 def sample(rng_key: Array, model: Product, params: Params) -> Event:
     """Draw a component of every expert on every coordinate, then x."""
     choice_key, noise_key = jax.random.split(rng_key)
     weight = _log_weight(model, params)
-    log_weights = table(lambda i: weight(i)[0], _num_choices(model))
+    log_weights = table(lambda i: weight(i)[0], _num_choices(model), _width(model))
     size = model.visible.num_linear
     index = jax.vmap(draw_index, (0, 1))(jax.random.split(choice_key, size), log_weights)
     _, mean, precision = jax.vmap(weight)(index)
@@ -137,3 +136,7 @@ def _kind(factor: Factor, model: Product) -> str | None:
 def _num_choices(model: Product) -> int:
     experts = [factor.expert for factor in factors(model)]
     return math.prod(e.num_components for e in experts if isinstance(e, GaussianMixture))
+
+
+def _width(model: Product) -> int:
+    return model.visible.num_linear * len(factors(model))

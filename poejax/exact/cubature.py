@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax.exact.enumeration import log_sum_exp
+from poejax.exact.factors import in_default_float
 from poejax.product import Product, split_coordinates
 from poejax.types import Array, Params
 from poejax.units.gaussian import QuadraticUnit
@@ -101,6 +102,7 @@ def log_z(model: Product, params: Params) -> Array:
 @functools.partial(jax.jit, static_argnames="model")
 def integrate(model: Product, params: Params) -> Quadrature:
     """`quadrature` without its checks."""
+    params = in_default_float(params)
     fixed = jax.lax.stop_gradient(params)
     frame = _frame(model, fixed)
     cells, totals = _refine(model, fixed, frame)
@@ -201,7 +203,7 @@ def _values(
         radius = frame.scale * jnp.expm1(u)
         x = frame.centre + radius * _direction(size, face, place[1:])
         log_jacobian = (size - 1) * jnp.log(radius) + jnp.log(frame.scale * frame.reach) + u
-        return model.log_density(params, x) + log_jacobian
+        return (model.log_density(params, x) + log_jacobian).astype(x.dtype)
 
     values = jax.vmap(one)(jnp.asarray(_nodes(size)[0], low.dtype))
     # Far out, differences of overflowing terms are NaN; they stand for nothing.
@@ -229,7 +231,7 @@ def _frame(model: Product, params: Params) -> _Frame:
     offsets = radii[:, None, None] * jnp.asarray(ways, dtype)  # [radii, ways, D]
 
     def log_density(x: Array) -> Array:
-        value = model.log_density(params, x)
+        value = model.log_density(params, x).astype(dtype)
         return jnp.where(jnp.isnan(value), -jnp.inf, value)
 
     def move(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -243,7 +245,7 @@ def _frame(model: Product, params: Params) -> _Frame:
         return jnp.where(better, places[index], centre), jnp.where(better, found[index], best)
 
     origin = jnp.zeros(size, dtype)
-    start = (origin, log_density(origin).astype(dtype))
+    start = (origin, log_density(origin))
     centre, best = jax.lax.fori_loop(0, 64, move, start)
     around = jax.vmap(jax.vmap(log_density))(centre + offsets)
     fallen = jnp.max(best - around, axis=1) > 1.0

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from poejax import _checks
 from poejax.exact import coordinatewise, cubature, enumeration, latent, square_student_t
+from poejax.exact.factors import in_default_float
 from poejax.product import Product, split_coordinates
 from poejax.propriety import require_proper
 from poejax.types import Array, Event, Params
@@ -69,7 +70,8 @@ def log_z(model: Product, params: Params, max_states: int = MAX_STATES) -> Array
     Args:
       model: a product that `method` knows a way for.
       params: its parameters.
-      max_states: budget; the default 2**26 takes a few minutes for 784 visible units on two cores.
+      max_states: budget, at most 2**30 unless JAX's 64-bit mode is on; the default 2**26 takes a
+        few minutes for 784 visible units on two cores.
 
     Returns:
       log Z, []. Under a trace values cannot be looked at: a model that is not normalisable then
@@ -161,22 +163,23 @@ def _log_z(model: Product, params: Params, max_states: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("model", "name"))
 def _evaluate(model: Product, params: Params, name: str) -> Array:
-    return _METHODS[name].log_z(model, params)
+    return _METHODS[name].log_z(model, in_default_float(params))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "name"))
 def _sample(rng_key: Array, model: Product, params: Params, name: str) -> Event:
     draw = _METHODS[name].sample
     assert draw is not None
-    return draw(rng_key, model, params)
+    return draw(rng_key, model, in_default_float(params))
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _probabilities(model: Product, params: Params) -> Array:
-    return jax.nn.softmax(enumeration.visible_table(model, params))
+    return jax.nn.softmax(enumeration.visible_table(model, in_default_float(params)))
 
 
 def _method(caller: str, model: Product, max_states: int) -> str:
+    max_states = min(max_states, enumeration.max_count())
     if square_student_t.applies(model):
         return "square student-t"
     if latent.is_gaussian(model):
@@ -204,9 +207,10 @@ def _budget(caller: str, side: str, count: int | None, max_states: int) -> None:
     if count is None:
         raise ValueError(f"{caller}: expected discrete {side} units, got continuous ones")
     if count > max_states:
+        more = "" if max_states < enumeration.max_count() else "numbering more takes 64 bits; "
         raise ValueError(
             f"{caller}: expected at most {max_states} states to enumerate, got {_size(count)} on "
-            f"the smaller ({side}) side; estimate log Z with evidence.ais"
+            f"the smaller ({side}) side; {more}estimate log Z with evidence.ais"
         )
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from poejax.experts import Expert, combine
 from poejax.product import Product
 from poejax.types import Array, Params
@@ -30,3 +33,13 @@ def params_at(params: Params, path: tuple[str, ...]) -> tuple[Params, Array | No
     for name in path:
         params = params[name]
     return combine.split_present(params)
+
+
+def in_default_float(params: Params) -> Params:
+    """Return the parameters in JAX's default float, or wider: sums and inverses need its digits."""
+
+    def one(leaf: Array) -> Array:
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.result_type(float)))
+
+    return jax.tree.map(one, params)

@@ -16,6 +16,7 @@ from poejax.product import Product
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Gaussian as FullGaussian
 from poejax.units import StandardGaussian, Unit
+from poejax.units._index import divide_index
 from poejax.units.base import widen
 from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit
 
@@ -66,7 +67,7 @@ def log_z(model: Product, params: Params) -> Array:
 def sample(rng_key: Array, model: Product, params: Params) -> Event:
     """Draw the finite latents, the Gaussian ones given them, and one event given both."""
     index_key, latent_key, visible_key = jax.random.split(rng_key, 3)
-    log_weights = table(lambda i: _log_weight(model, params, i), _count(model))
+    log_weights = table(lambda i: _log_weight(model, params, i), _count(model), _width(model))
     _, field = _finite(model, params, draw_index(index_key, log_weights))
     coupling = _coupling(model, params)
     if coupling is not None:
@@ -147,9 +148,8 @@ def _states(model: Product, params: Params, index: Array) -> list[tuple[Expert, 
         own = params
         for name in path:
             own = own[name]
-        count = min(expert.num_latent_states or 1, 2**31 - 1)
-        states.append((expert, own, expert.latent_state_at(index % count)))
-        index = index // count
+        index, remainder = divide_index(index, expert.num_latent_states or 1)
+        states.append((expert, own, expert.latent_state_at(remainder)))
     return states
 
 

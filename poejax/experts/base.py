@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
+from poejax._numerics import map_rows
 from poejax.experts.tails import Tails
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
+from poejax.units.base import at_least_float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,31 @@ class Expert(abc.ABC):
     def log_factors(self, params: Params, x: Event) -> Array:
         """Return each factor's own vote log f_k(x), [K]."""
 
+    def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
+        """Return Σ_k log f_k(x') - Σ_k log f_k(x) for events x' that differ from x at one site.
+
+        Here from every x' anew; families override it that know what a site adds. For visible units
+        whose events are arrays, a row or a number for each site.
+
+        Args:
+          params: this expert's parameters.
+          x: one event, of a floating dtype.
+          sites: which site differs, [S].
+          values: what x' holds there, [S, V, ...].
+
+        Returns:
+          [S, V].
+        """
+        here = self.log_factors(params, x)
+
+        def one(row: tuple[Array, Array]) -> Array:
+            there = jax.vmap(x.at[row[0]].set)(row[1])
+            votes = jax.vmap(self.log_factors, in_axes=(None, 0))(params, there)
+            return jnp.sum(votes - here, axis=-1)
+
+        width = values.shape[1] * max(self.visible.num_linear, self.num_factors)
+        return map_rows(one, (sites, values), width)
+
     def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
         """Return <field(z), t(x)> + g(z), whose integral over z is exp Σ_k log_factors."""
         field = self.visible_field(params, z)
@@ -124,6 +151,15 @@ class Expert(abc.ABC):
         """
         del params
         return None
+
+
+def statistic_changes(visible: Unit, x: Array, sites: Array, values: Array) -> Array:
+    """Return by how much `values` at `sites` change those sites' linear statistics, [S, V, M / D].
+
+    For `log_ratios`; the linear statistic of the D sites lies in order.
+    """
+    here = visible.linear_statistic(x).reshape(visible.num_sites, -1)[sites]
+    return at_least_float32(values.reshape(*values.shape[:2], -1) - here[:, None])
 
 
 def require_units(name: str, value: Any) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
-from poejax.experts.base import Expert, get_beta, require_units, set_beta
+from poejax.experts.base import Expert, get_beta, require_units, set_beta, statistic_changes
 from poejax.experts.tails import Tails, as_float64, bounded, decay_of_field
 from poejax.types import Array, Event, Field, Latent, Params
 
@@ -63,6 +64,13 @@ class Bias(Expert):
     def latent_log_weight(self, params: Params, z: Latent) -> Array:
         del z
         return -get_beta(params) * self.visible.peak(params["field"])
+
+    def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
+        if type(self) is not Bias:  # what a subclass says of its factors is not known here
+            return super().log_ratios(params, x, sites, values)
+        changes = statistic_changes(self.visible, x, sites, values)
+        field = self.visible.linear_part(params["field"]).reshape(self.visible.num_sites, -1)
+        return get_beta(params) * jnp.sum(changes * field[sites][:, None], axis=-1)
 
     def visible_field(self, params: Params, z: Latent) -> Field:
         del z

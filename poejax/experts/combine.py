@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from poejax.experts.base import Expert
 from poejax.types import Array, Event, Field, Latent, Params, PyTree
 from poejax.units import Unit
+from poejax.units._index import divide_index
 
 Items: TypeAlias = tuple[tuple[str, Expert], ...]
 
@@ -42,11 +43,10 @@ def num_latent_states(items: Items) -> int | None:
 
 def latent_states_at(items: Items, index: Array) -> dict[str, Latent]:
     """Return the joint latent configuration number `index`, {name: z}."""
-    z = {}
+    z, index = {}, jnp.asarray(index)
     for name, expert in items:
-        count = min(expert.num_latent_states or 1, 2**31 - 1)
-        z[name] = expert.latent_state_at(index % count)
-        index = index // count
+        index, remainder = divide_index(index, expert.num_latent_states or 1)
+        z[name] = expert.latent_state_at(remainder)
     return z
 
 
@@ -94,6 +94,15 @@ def log_factors(expert: Expert, params: Params, x: Event) -> Array:
         return expert.log_factors(params, x)
     # The event is taken away too, or its gradient could be 0 · NaN.
     return zero_unless(present, expert.log_factors(params, zero_unless(present, x)))
+
+
+def log_ratios(expert: Expert, params: Params, x: Array, sites: Array, values: Array) -> Array:
+    """Return what the expert says of changes at single sites, zeros if it is left out."""
+    params, present = split_present(params)
+    if present is None:
+        return expert.log_ratios(params, x, sites, values)
+    x, values = zero_unless(present, (x, values))
+    return zero_unless(present, expert.log_ratios(params, x, sites, values))
 
 
 def log_joint(expert: Expert, params: Params, x: Event, z: Latent) -> Array:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax.experts.base import Expert, get_beta, require_units, set_beta
+from poejax._numerics import map_rows
+from poejax.experts.base import Expert, get_beta, require_units, set_beta, statistic_changes
 from poejax.experts.tails import Tails, as_float64, of_hidden_units
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
@@ -76,13 +77,27 @@ class HiddenBank(Expert):
 
     def latent_field(self, params: Params, x: Event) -> Field:
         """Return the field of the hidden units given x, beta (b + t(x)ᵀW)."""
-        pre = self._matmul(self.visible.linear_statistic(x), params["w"])
-        hidden = self.hidden
-        field = hidden.combine([hidden.field(params["b"]), hidden.linear_field(pre)])
-        return hidden.scale(field, get_beta(params))
+        return self._field(params, self._pre_activation(params, x))
 
     def log_factors(self, params: Params, x: Event) -> Array:
         return self.hidden.log_partitions(self.latent_field(params, x))
+
+    def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
+        if type(self) is not HiddenBank:  # what a subclass says of its factors is not known here
+            return super().log_ratios(params, x, sites, values)
+        pre = self._pre_activation(params, x)
+        here = self.hidden.log_partitions(self._field(params, pre))
+
+        def one(row: tuple[Array, Array]) -> Array:
+            changes, rows = row
+            there = pre + jnp.sum(changes[:, :, None] * rows, axis=1)
+            factors = jax.vmap(lambda v: self.hidden.log_partitions(self._field(params, v)))(there)
+            return jnp.sum(factors - here, axis=-1)
+
+        # A site adds its rows of the weights alone: D H operations for all D sites, not D² H.
+        changes = statistic_changes(self.visible, x, sites, values)
+        rows = params["w"].reshape(self.visible.num_sites, -1, self.hidden.num_linear)[sites]
+        return map_rows(one, (changes, rows), values.shape[1] * self.hidden.num_linear)
 
     def latent_log_weight(self, params: Params, z: Latent) -> Array:
         bias = self.hidden.inner(self.hidden.field(params["b"]), z)
@@ -106,6 +121,14 @@ class HiddenBank(Expert):
 
     def tails(self, params: Params) -> Tails | None:
         return of_hidden_units(self.hidden, as_float64(get_beta(params)) * as_float64(params["w"]))
+
+    def _pre_activation(self, params: Params, x: Event) -> Array:
+        return self._matmul(self.visible.linear_statistic(x), params["w"])
+
+    def _field(self, params: Params, pre: Array) -> Field:
+        hidden = self.hidden
+        field = hidden.combine([hidden.field(params["b"]), hidden.linear_field(pre)])
+        return hidden.scale(field, get_beta(params))
 
     def _matmul(self, v: Array, w: Array) -> Array:
         # A dot algorithm, not a cast: casting would round the summed gradients too, of which

@@ -64,6 +64,16 @@ class Mixture(Expert):
     def log_factors(self, params: Params, x: Event) -> Array:
         return jax.nn.logsumexp(self._log_joints(params, x))[None]
 
+    def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
+        if type(self) is not Mixture:  # what a subclass says of its factors is not known here
+            return super().log_ratios(params, x, sites, values)
+        log_p = jax.nn.log_softmax(self._log_joints(params, x))
+        changes = [
+            expert.log_ratios(self._member(params, name), x, sites, values)
+            for name, expert in self.items
+        ]
+        return jax.nn.logsumexp(log_p[:, None, None] + jnp.stack(changes), axis=0)
+
     def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
         if self.is_opaque:
             return self.log_factors(params, x)[0]

@@ -76,6 +76,12 @@ class Power(Expert):
         weight = get_beta(params) * self.weight(params)
         return weight * self.expert.log_factors(params["expert"], x)
 
+    def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
+        if type(self) is not Power:  # what a subclass says of its factors is not known here
+            return super().log_ratios(params, x, sites, values)
+        weight = get_beta(params) * self.weight(params)
+        return weight * self.expert.log_ratios(params["expert"], x, sites, values)
+
     def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
         if self.is_opaque:
             return jnp.sum(self.log_factors(params, x))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from poejax import _checks
 from poejax.experts import Expert, HiddenBank, combine
 from poejax.product import Product
 from poejax.types import Array, Event, Params
@@ -61,6 +62,7 @@ def class_log_probs(model: Product, params: Params, x: Event, label: str = "labe
 
 def label_unit(model: Product, label: str) -> Categorical:
     """Return the label's unit, or raise ValueError."""
+    _checks.model("model", model)
     visible = model.visible
     unit = visible.blocks.get(label) if isinstance(visible, Joint) else None
     if not isinstance(unit, Categorical) or unit.size != 1:

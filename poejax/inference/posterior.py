@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _border, _checks, chains, propriety
+from poejax._numerics import add
 from poejax.experts import Bias
 from poejax.inference.noise import Noise
 from poejax.kernels import BlockGibbs, block_gibbs
@@ -293,18 +294,24 @@ def _average(
         mean = jax.vmap(conditional_mean)(states, info)
         return states, jax.tree.map(at_least_float32, mean)
 
-    def step(carry: tuple[PyTree, Event], index: Array) -> tuple[tuple[PyTree, Event], None]:
-        (states, means), count = carry, index - burn_in + 1
+    def step(carry: Any, index: Array) -> tuple[Any, None]:
+        (states, means, rests), count = carry, index - burn_in + 1
         states, new = take(states, index)
         # A running mean: a sum of many terms would lose digits, and move what is held.
         # Never divided by 0: where's other branch would make gradients NaN.
-        step = jnp.maximum(count, 1)
-        means = jax.tree.map(lambda m, v: jnp.where(count > 0, m + (v - m) / step, m), means, new)
-        return (states, means), None
+        step = jnp.maximum(count, 1).astype(jnp.result_type(float))
+
+        def one(mean: Array, rest: Array, v: Array) -> tuple[Array, Array]:
+            return add(mean, rest, jnp.where(count > 0, ((v - mean) - rest) / step, 0.0))
+
+        pairs = jax.tree.map(one, means, rests, new)
+        means, rests = jax.tree.transpose(jax.tree.structure(means), None, pairs)
+        return (states, means, rests), None
 
     _, shapes = jax.eval_shape(take, states, jnp.zeros((), int))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (states, means), _ = jax.lax.scan(step, (states, zeros), jnp.arange(num_steps))
+    start = (states, zeros, zeros)
+    (states, means, _), _ = jax.lax.scan(step, start, jnp.arange(num_steps))
     # About the first chain, so that chains that agree have their value and an error of 0 exactly.
     shifted = jax.tree.map(lambda m: m - m[0], means)
     mean = jax.tree.map(lambda m, s: m[0] + jnp.mean(s, axis=0), means, shifted)

@@ -139,6 +139,7 @@ def gibbs_with_gradients(model: Product, num_flips: int = 1) -> GibbsWithGradien
 
     Source: Grathwohl et al. (2021), Oops I took a gradient; Zanella (2020), on balanced proposals.
     """
+    _checks.model("model", model)
     for unit in _blocks(model.visible):
         if not isinstance(unit, (Bernoulli, Spin, Categorical)):
             raise ValueError(

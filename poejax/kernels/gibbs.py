@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 
+from poejax import _checks
 from poejax.product import Product
 from poejax.types import Array, ChainState, Event, GibbsInfo, Params, PyTree
 from poejax.units.base import as_float
@@ -60,6 +61,7 @@ def block_gibbs(model: Product) -> BlockGibbs:
 
     Source: Geman & Geman (1984); for products of experts, Hinton (2002), section 2.
     """
+    _checks.model("model", model)
     if model.is_opaque:
         raise ValueError(
             f"block_gibbs: only the density is known of the experts {_opaque(model)}; sample the "

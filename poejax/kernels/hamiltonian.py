@@ -249,6 +249,7 @@ def _is_real(unit: Unit) -> bool:
 
 
 def _check_real(name: str, model: Product) -> None:
+    _checks.model("model", model)
     if not _is_real(model.visible):
         raise ValueError(
             f"{name}: expected real visible units (GaussianDiag, Gaussian or a Joint of those), "

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks
+from poejax import _border, _checks
 from poejax.mixtures import checks, em
 from poejax.mixtures import frame as frames
 from poejax.mixtures.clusters import named_start
@@ -96,18 +96,22 @@ def fit_em_bernoulli(
 
     Source: Bishop (2006), "Pattern recognition and machine learning", section 9.3.3.
     """
-    x = checks.fit(rng_key, x, "num_components", num_components, max_steps, num_restarts, weights)
-    if isinstance(x, np.ndarray) and not (is_binary := (x == 0) | (x == 1)).all():
-        row, column = np.argwhere(~is_binary)[0]
+    rows: Any = checks.fit(
+        rng_key, x, "num_components", num_components, max_steps, num_restarts, weights
+    )
+    if (
+        not _border.is_abstract(rows)
+        and (place := _border.first_failure(rows, _is_bit)) is not None
+    ):
         raise ValueError(
-            f"x: expected values in {{0, 1}}, got others, such as {x[row, column]} at row {row}, "
-            f"column {column}"
+            f"x: expected values in {{0, 1}}, got others, such as {_border.entry(rows, place)}"
+            f"{_border.where(place)}"
         )
     checks.non_negative("tol", tol)
     checks.non_negative("smoothing", smoothing)
     if _checks.is_concrete(smoothing) and smoothing == 0:
         raise ValueError("smoothing: expected a number > 0, got 0; a logit could become infinite")
-    num_rows, num_features = x.shape
+    num_rows, num_features = rows.shape
     name, given = checks.start(init, params, num_rows, num_components, num_restarts)
     if params is not None:
         checks.params(
@@ -116,7 +120,7 @@ def fit_em_bernoulli(
             log_weights=(num_components,),
             logits=(num_components, num_features),
         )
-    weights, mean_weight = checks.mean_one(weights, frames.working_dtype(x))
+    weights, mean_weight = checks.mean_one(weights, frames.working_dtype(rows))
     relative = smoothing / mean_weight
     if _checks.is_concrete(relative) and float(relative) < np.finfo(np.float32).tiny:
         raise ValueError(
@@ -124,7 +128,7 @@ def fit_em_bernoulli(
             f" got {smoothing}"
         )
     climb = _fit(
-        rng_key, x, weights, given, params, relative, tol, num_components, max_steps, name,
+        rng_key, rows, weights, given, params, relative, tol, num_components, max_steps, name,
         num_restarts,
     )  # fmt: skip
     return climb.params, climb.report
@@ -177,3 +181,7 @@ def _fit(
         rng_key,
         num_restarts,
     )
+
+
+def _is_bit(x: Any) -> Any:
+    return (x == 0) | (x == 1)

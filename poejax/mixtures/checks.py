@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks
+from poejax import _border, _checks
 from poejax.mixtures import frame
 from poejax.types import Array
 
@@ -25,13 +25,13 @@ def fit(
 ) -> Any:
     """Require a key, a finite non-empty batch [N, D] and no more components than rows.
 
-    Returns the batch, in NumPy and its own precision unless it is traced.
+    Returns the batch as `frame.rows` gives it.
     """
     _checks.rng_key("rng_key", rng_key)
     x = frame.rows(x)
     if len(x.shape) != 2 or 0 in x.shape:
         raise ValueError(f"x: expected a non-empty batch [N, D], got shape {x.shape}")
-    frame.check_values(x)
+    _border.finite("x", x)
     if _checks.positive_int(name, num_components) > len(x):
         raise ValueError(f"{name}: expected at most the {len(x)} rows of x, got {num_components}")
     _checks.positive_int("max_steps", max_steps)
@@ -46,7 +46,7 @@ def mean_one(weights: Any, dtype: Any) -> tuple[Any, Any]:
     if weights is None:
         return None, 1.0
     if _checks.is_concrete(weights):
-        host = np.asarray(weights).astype(np.float64)
+        host = np.asarray(_border.array("weights", weights)).astype(np.float64)
         largest = host.max()
         mean = (host / largest).mean()
         return (host / largest / mean).astype(dtype), largest * mean
@@ -108,12 +108,13 @@ def non_negative(name: str, value: float) -> None:
 
 
 def _check_weights(weights: Any, num_rows: int, name: str, num_components: int) -> None:
+    weights = _border.array("weights", weights)
     _checks.shape("weights", weights, (num_rows,), f"{num_rows} rows of x")
-    host = np.asarray(weights)
+    host = np.asarray(weights).astype(np.float64)
     wrong = np.flatnonzero(~(host >= 0) | ~np.isfinite(host))
     if len(wrong):
         row = wrong[0]
-        raise ValueError(f"weights: expected finite numbers >= 0, got {host[row]} at row {row}")
+        raise ValueError(f"weights: expected finite numbers >= 0, got {host[row]} in row {row}")
     count = np.count_nonzero(host)
     if count == 0:
         raise ValueError("weights: expected one above 0, got none")

@@ -63,13 +63,15 @@ def kmeans(
     Source: Lloyd (1982), "Least squares quantization in PCM"; start: Arthur & Vassilvitskii
     (2007), "k-means++: the advantages of careful seeding".
     """
-    x = checks.fit(rng_key, x, "num_clusters", num_clusters, max_steps, num_restarts, weights)
-    frame = frames.measure(x)
-    frames.check_values(x, frame)
-    weights, _ = checks.mean_one(weights, frames.working_dtype(x))
-    y = frames.coordinates(x, frame, frame.shared_unit)
+    rows: Any = checks.fit(
+        rng_key, x, "num_clusters", num_clusters, max_steps, num_restarts, weights
+    )
+    frame = frames.measure(rows)
+    frames.check_values(rows, frame)
+    weights, _ = checks.mean_one(weights, frames.working_dtype(rows))
+    y = frames.coordinates(rows, frame, frame.shared_unit)
     found = _kmeans(rng_key, y, weights, num_clusters, max_steps, num_restarts)
-    return found._replace(centroids=_back(x, frame, found.centroids))
+    return found._replace(centroids=_back(rows, frame, found.centroids))
 
 
 def plus_plus(

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from poejax import _checks
+from poejax import _border, _checks
 from poejax.mixtures import checks
 from poejax.types import Array
 
@@ -232,22 +231,15 @@ def matmul(a: Array, b: Array) -> Array:
 
 
 def as_float(x: Array) -> Array:
-    """Return `x` in float32, or in JAX's widest precision if it is wider than that."""
-    if isinstance(x, (jax.Array, jax.core.Tracer)):
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    # By NumPy: JAX would cut whole numbers to 32 bits first.
-    host = np.asarray(x)
-    if not (host.dtype.isnative and jnp.issubdtype(host.dtype, jnp.number)) and host.dtype != bool:
-        host = host.astype(np.float64)
-    wide = jax.dtypes.canonicalize_dtype(np.result_type(host.dtype, np.float32))
-    return jnp.asarray(host.astype(wide))
+    """Return `x` in float32, or in float64 if it is that."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _log_joint(params: Mixture, x: Array) -> tuple[Array, Array]:
     # log π_k p_k(x) less a part that all share, and that part first.
+    x = _border.array("x", x)
     _checks.shape("x", x, (params.num_features,), "one event of this mixture")
-    if not isinstance(x, (jax.Array, jax.core.Tracer)):
-        x = as_float(x)
     return _jitted_log_joint(params, x)
 
 

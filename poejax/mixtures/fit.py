@@ -86,27 +86,33 @@ def fit_em(
     Source: Dempster, Laird & Rubin (1977), "Maximum likelihood from incomplete data via the EM
     algorithm"; Bishop (2006), "Pattern recognition and machine learning", section 9.2.
     """
-    x = checks.fit(rng_key, x, "num_components", num_components, max_steps, num_restarts, weights)
+    rows: Any = checks.fit(
+        rng_key, x, "num_components", num_components, max_steps, num_restarts, weights
+    )
     checks.non_negative("tol", tol)
     if ridge is not None:
         checks.non_negative("ridge", ridge)
     if covariance not in _NUM_AXES:
         raise ValueError(f"covariance: expected one of {tuple(_NUM_AXES)}, got {covariance!r}")
-    name, given = checks.start(init, params, len(x), num_components, num_restarts)
+    name, given = checks.start(init, params, len(rows), num_components, num_restarts)
     if params is not None:
-        _check_params(params, num_components, x.shape[1], covariance)
-    frame = frames.measure(x)
-    frames.check_values(x, frame, squares=True)
-    dtype = frames.working_dtype(x)
+        _check_params(params, num_components, rows.shape[1], covariance)
+    frame = frames.measure(rows)
+    frames.check_values(rows, frame, squares=True)
+    dtype = frames.working_dtype(rows)
     weights, _ = checks.mean_one(weights, dtype)
     if covariance == "spherical":
         unit = frame.shared_unit + 0 * frame.unit
         typical = frame.shared_typical + 0 * frame.typical
     else:
         unit, typical = frame.unit, frame.typical
-    y = frames.coordinates(x, frame, unit)
+    y = frames.coordinates(rows, frame, unit)
     floor = _RIDGE * (typical / unit) ** 2 if ridge is None else ridge / unit / unit
-    if _checks.is_concrete(x, floor) and (alike := _dependent(y, floor, covariance)):
+    if (
+        isinstance(rows, np.ndarray)
+        and _checks.is_concrete(floor)
+        and (alike := _dependent(y, floor, covariance))
+    ):
         raise FloatingPointError(_singular(ridge, f": {alike}"))
     if params is not None:
         params = _into(params, frame, unit, dtype)
@@ -118,7 +124,7 @@ def fit_em(
     )  # fmt: skip
     if _checks.is_concrete(climb) and bool(climb.broke_down):
         raise FloatingPointError(_singular(ridge, f" at step {int(climb.report.num_steps) + 1}"))
-    return _back(x, frame, unit, climb)
+    return _back(rows, frame, unit, climb)
 
 
 @functools.partial(
@@ -211,10 +217,12 @@ def _into(params: MixtureParams, frame: Frame, unit: Any, dtype: Any) -> Mixture
     """Return parameters in the frame's coordinates, from float64 if the host can look at them."""
     xp: Any = jnp
     if _checks.is_concrete(params) and isinstance(unit, np.ndarray):
-        xp, params = np, MixtureParams(*(np.asarray(leaf, np.float64) for leaf in params))
-    means = xp.where(frame.is_constant, 0, (params.means - frame.origin) / unit)
-    covariances = _rescaled(params.covariances, 1 / unit)
-    return MixtureParams(*(xp.asarray(v, dtype) for v in (params.log_weights, means, covariances)))
+        xp = np
+    wide = np.float64 if xp is np else dtype
+    log_weights, means, covariances = (xp.asarray(leaf, wide) for leaf in params)
+    means = xp.where(frame.is_constant, 0, (means - frame.origin) / unit)
+    covariances = _rescaled(covariances, 1 / unit)
+    return MixtureParams(*(xp.asarray(leaf, dtype) for leaf in (log_weights, means, covariances)))
 
 
 def _back(x: Any, frame: Frame, unit: Any, climb: Climb) -> tuple[MixtureParams, EMReport]:
@@ -272,6 +280,8 @@ def _dependent(y: Any, floor: Any, covariance: str) -> str:
 
     In float64: in float32, rounding hides it behind a precision of 1e7 or more.
     """
+    if not (isinstance(y, np.ndarray) and _checks.is_concrete(floor)):
+        return ""
     enough = 10 * np.finfo(y.dtype).eps
     if covariance == "spherical" or (np.asarray(floor, np.float64) >= enough).all():
         return ""
@@ -283,8 +293,8 @@ def _dependent(y: Any, floor: Any, covariance: str) -> str:
         centred = y.astype(np.float64) - mean
         scatter = centred.T @ centred / len(y) + np.diag(floor)
     scales = np.sqrt(np.diagonal(scatter))
-    for column in np.flatnonzero(scales == 0):
-        return f"column {column} of x is constant"
+    if (scales == 0).any():
+        return f"column {int(np.argmin(scales))} of x is constant"
     if covariance == "diag":
         return ""
     # Each pivot is what of a column's variance the columns before it do not explain.

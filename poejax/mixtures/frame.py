@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks
+from poejax import _border
 
 _SAMPLE = 1024  # rows that a median is taken of
 _MAX_REACH = 50  # powers of two from the unit to the largest value: squares of both are float32
@@ -44,17 +44,14 @@ class Frame(NamedTuple):
 
 
 def rows(x: Any) -> Any:
-    """Return a batch as NumPy in its own precision, or, where it is traced, as a float array."""
-    if not _checks.is_concrete(x):
-        x = jnp.asarray(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    host = np.asarray(x)
-    kinds = (jnp.floating, jnp.integer, jnp.bool_)
-    if not any(jnp.issubdtype(host.dtype, kind) for kind in kinds):
-        raise ValueError(f"x: expected real numbers, got dtype {host.dtype}")
-    if host.dtype.kind == "f" and host.dtype.itemsize > 8:
-        return host.astype(np.float64)
-    return host if host.dtype.isnative else host.astype(host.dtype.newbyteorder("="))
+    """Return a batch as NumPy in its own precision, or as a float array of JAX if it is traced.
+
+    Or spread over several processes: then too no host can look at all of it.
+    """
+    x = _border.array("x", x)
+    if _border.is_abstract(x) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return jnp.asarray(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+    return np.asarray(x)
 
 
 def working_dtype(x: Any) -> Any:
@@ -94,22 +91,15 @@ def measure(x: Any) -> Frame:
     )
 
 
-def check_values(x: Any, frame: Frame | None = None, *, squares: bool = False) -> None:
-    """Require values, given a frame also deviations, that the working precision can hold.
+def check_values(x: Any, frame: Frame, *, squares: bool = False) -> None:
+    """Require values that the working precision can hold, and digits of the others beside them.
 
-    With `squares`, so that it holds the squares of the deviations too, as variances are.
+    With `squares`, that it can hold the squares of the deviations too, as variances are.
     """
     if not isinstance(x, np.ndarray):
         return
     dtype = working_dtype(x)
     largest = float(jnp.finfo(dtype).max)
-    if frame is None:
-        if not (np.isfinite(x.min(axis=0)) & np.isfinite(x.max(axis=0))).all():
-            row, column = np.argwhere(~np.isfinite(x))[0]
-            raise ValueError(
-                f"x: expected finite values, got {x[row, column]} at row {row}, column {column}"
-            )
-        return
     ways = f"; drop fill values, divide the column by its scale{_ways_out(dtype)}"
     size = np.maximum(abs(frame.origin), frame.largest)
     if (size > largest / 4).any():
@@ -166,8 +156,8 @@ def _refuse_largest(x: Any, frame: Frame, size: Any, expected: str, ways: str) -
     column = int(np.argmax(size))
     row = int(np.argmax(abs(x[:, column].astype(np.float64) - frame.origin[column])))
     raise ValueError(
-        f"x: expected {expected}, got {float(x[row, column]):g} at row {row}, column {column}, beside a "
-        f"typical {frame.origin[column]:.3g} ± {frame.typical[column]:.3g}{ways}"
+        f"x: expected {expected}, got {float(x[row, column]):g} in row {row}, column {column}, "
+        f"beside a typical {frame.origin[column]:.3g} ± {frame.typical[column]:.3g}{ways}"
     )
 
 

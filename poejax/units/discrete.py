@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from poejax import _checks
 from poejax.types import Array, Event, Field, Params
+from poejax.units._index import as_index
 from poejax.units.base import (
     Unit,
     VectorUnit,
@@ -21,8 +22,10 @@ from poejax.units.base import (
 
 
 def _bits(index: Array, size: int) -> Array:
-    # An index has 31 usable bits; sites beyond them are zero for every index that fits.
-    return (index >> jnp.minimum(jnp.arange(size), 31)) & 1
+    num_bits = min(size, jnp.iinfo(index.dtype).bits)
+    bits = (index >> jnp.arange(num_bits, dtype=index.dtype)) & 1
+    # Sites beyond the bits of an index are zero for every index that fits.
+    return jnp.pad(bits, (0, size - num_bits))
 
 
 def _zero_or_one(v: Array) -> Array:
@@ -55,6 +58,7 @@ class Bernoulli(BinaryUnit):
     """`size` units in {0, 1}: p(x_i = 1) = sigm(field_i), A(field) = Σ softplus(field_i)."""
 
     def state_at(self, index: Array) -> Event:
+        index = as_index(index, self.num_states, self)
         return _bits(index, self.size).astype(jnp.result_type(float))
 
     def log_partitions(self, field: Field) -> Array:
@@ -84,6 +88,7 @@ class Spin(BinaryUnit):
     """`size` units in {-1, +1}: E[x_i] = tanh(field_i), A(field) = Σ log(2 cosh field_i)."""
 
     def state_at(self, index: Array) -> Event:
+        index = as_index(index, self.num_states, self)
         return 2 * _bits(index, self.size).astype(jnp.result_type(float)) - 1
 
     def log_partitions(self, field: Field) -> Array:
@@ -140,9 +145,13 @@ class Categorical(Unit):
         return True
 
     def state_at(self, index: Array) -> Event:
-        # Divisors beyond the range of an index give the digit zero, as they should.
-        divisors = [min(self.num_classes**i, 2**31 - 1) for i in range(self.size)]
-        digits = (index // jnp.array(divisors, jnp.int32)) % self.num_classes
+        index = as_index(index, self.num_states, self)
+        divisors, largest = [1], jnp.iinfo(index.dtype).max
+        while len(divisors) < self.size and divisors[-1] <= largest // self.num_classes:
+            divisors.append(divisors[-1] * self.num_classes)
+        digits = (index // jnp.array(divisors, index.dtype)) % self.num_classes
+        # Digits beyond the range of an index are zero for every index that fits.
+        digits = jnp.pad(digits, (0, self.size - len(divisors)))
         return jax.nn.one_hot(digits, self.num_classes, dtype=jnp.result_type(float))
 
     def linear_statistic(self, x: Event) -> Array:

@@ -168,10 +168,9 @@ class QuadraticUnit(RealUnit):
             # Sites of x are held, not of y: on to x, but for the size of each, where a row r of y
             # is r scale⁻¹.
             spread = jnp.max(jnp.abs(scale), axis=1)
+            scale = scale / spread[:, None]
             linear, rows = (
-                jax.scipy.linalg.solve_triangular(
-                    scale / spread[:, None], v.T, lower=True, trans=1
-                ).T
+                jax.scipy.linalg.solve_triangular(scale, v.T, lower=True, trans=1).T
                 for v in (linear, rows)
             )
         drawn = conditioned(linear, rows, noise, (x - origin) / spread, mask)
@@ -262,9 +261,12 @@ class GaussianDiag(QuadraticUnit):
         mean, variance = moments(x, weights=weights)
         variance = (1 + smoothing) * variance
         xp, dtype = _numpy_or_jax(variance), jnp.result_type(float)
+        log_precision = (-xp.log(variance)).astype(dtype)
+        # By the precision as it is rounded, or the mean would be off by as much as that, times it.
+        linear = mean * xp.exp(log_precision.astype(mean.dtype))
         return {
-            "linear": jnp.asarray(mean / variance, dtype),
-            "log_precision": jnp.asarray(-xp.log(variance), dtype),
+            "linear": jnp.asarray(linear, dtype),
+            "log_precision": jnp.asarray(log_precision),
         }
 
 

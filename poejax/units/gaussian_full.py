@@ -133,8 +133,10 @@ class Gaussian(QuadraticUnit):
         mean, covariance = moments(x, full=True, weights=weights)
         xp = np if isinstance(covariance, np.ndarray) else jnp
         precision = xp.linalg.inv((1 + smoothing) * covariance)
-        rows = xp.linalg.cholesky(precision).T
-        return self._free(precision @ mean, rows)
+        rows = xp.linalg.cholesky(precision).T.astype(jnp.result_type(float))
+        # By the rows as they are rounded, or the mean would be off by as much as that, times it.
+        exact = rows.astype(mean.dtype)
+        return self._free(exact.T @ (exact @ mean), rows)
 
     def _free(self, linear: Array, rows: Array) -> Params:
         """Return the free parameters of a field with upper triangular rows."""
@@ -160,8 +162,8 @@ def triangular_rows(params: Params) -> Array:
 
 def require_full_rank(name: str, x: Event) -> None:
     """Raise ValueError if columns of a batch [N, D] that can be looked at depend on each other."""
-    if not _checks.is_concrete(x):
-        return
+    if not _checks.is_concrete(x) or not np.isfinite(np.asarray(x, np.float64)).all():
+        return  # NaN marks what is missing
     _, covariance = moments(x, full=True)
     deviation = np.sqrt(np.diagonal(covariance))
     values, vectors = np.linalg.eigh(covariance / np.outer(deviation, deviation))

@@ -13,6 +13,7 @@ import numpy as np
 
 from poejax import _border, _checks, _foreign
 from poejax.types import Array, Event, Field, Params, PyTree
+from poejax.units._index import as_index, divide_index
 from poejax.units.base import Unit
 
 
@@ -69,13 +70,14 @@ class Joint(Unit):
         return all(unit.has_proper_base for _, unit in self.items)
 
     def state_at(self, index: Array) -> Event:
-        event = {}
+        event: dict[str, Event] = {}
+        if self.num_states is not None:
+            index = as_index(index, self.num_states, self)
         for name, unit in self.items:
             if unit.num_states is None:
                 raise ValueError(f"state_at: block {name!r} of {self} is continuous")
-            count = min(unit.num_states, 2**31 - 1)
-            event[name] = unit.state_at(index % count)
-            index = index // count
+            index, remainder = divide_index(index, unit.num_states)
+            event[name] = unit.state_at(remainder)
         return event
 
     def linear_statistic(self, x: Event) -> Array:

@@ -1,0 +1,51 @@
+"""Long sums and large intermediates: what stands in more than one room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+
+from poejax.types import Array, PyTree
+
+T = TypeVar("T", bound=PyTree)
+
+
+def add(total: Array, rest: Array, term: Array) -> tuple[Array, Array]:
+    """Add a term to a running total of many without losing what is below its last digit.
+
+    (total, rest) stands for the number total + rest: the rest is what rounding took off so far, and
+    is added with the next term. Start with rest = 0.
+
+    Returns:
+      The new total and rest.
+
+    Source: Kahan (1965), Further remarks on reducing truncation errors.
+    """
+    term = term + rest
+    new = total + term
+    return new, term - (new - total)
+
+
+def map_rows(
+    fn: Callable[[T], Array], rows: T, numbers_per_row: int, max_numbers: int = 2**16
+) -> Array:
+    """Apply `fn` to every row of `rows` [N, ...], as many at once as keep to `max_numbers`.
+
+    Pieces are computed anew in the backward pass, so that its memory is that of one piece too.
+
+    Args:
+      fn: a function of one row.
+      rows: arrays with one common leading axis.
+      numbers_per_row: how many numbers `fn` holds at once.
+      max_numbers: how many may be held; every `jax.vmap` around multiplies them.
+
+    Returns:
+      The results, stacked, [N, ...].
+    """
+    num_rows = jax.tree.leaves(rows)[0].shape[0]
+    size = max(1, max_numbers // numbers_per_row)
+    if num_rows <= size:
+        return jax.vmap(fn)(rows)
+    return jax.lax.map(jax.checkpoint(fn), rows, batch_size=size)

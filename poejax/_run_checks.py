@@ -1,0 +1,93 @@
+"""What a training run looks at before anything compiles: its rule, its data, all rows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from poejax import _border, _checks, _optimizers
+from poejax.estimators.missing import Incomplete
+from poejax.product import Product
+from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
+from poejax.units import Unit
+
+Preprocess = Callable[[Array, PyTree], Event]
+
+
+def check_rule(estimator: Any, tx: Any, preprocess: Any) -> None:
+    """Raise TypeError unless these are an estimator, an optimizer, and None or a function."""
+    _checks.estimator("estimator", estimator)
+    _optimizers.check(tx)
+    if preprocess is not None and not callable(preprocess):
+        raise TypeError(
+            "preprocess: expected a function (rng_key, rows) -> events, got "
+            f"{_checks.describe(preprocess)}"
+        )
+
+
+def check_settings(model: Product, params: Params) -> None:
+    """Raise if `params` hold leaves that set a temperature or leave an expert out."""
+    trained = jax.eval_shape(model.init, _checks.abstract_key())
+    if len(jax.tree.leaves(params)) != len(jax.tree.leaves(trained)):
+        raise ValueError(
+            "params: expected parameters as `model.init` gives them, got some with a leaf 'beta' "
+            "or 'present', which the optimizer would change; temper or mask after training"
+        )
+
+
+def preprocessed(preprocess: Preprocess | None, rng_key: Array, data: PyTree) -> PyTree:
+    """Return the events that rows become; weights stay theirs."""
+    if preprocess is None:
+        return data
+    if isinstance(data, Weighted):
+        return data._replace(x=preprocess(rng_key, data.x))
+    return preprocess(rng_key, data)
+
+
+def check_rows(preprocess: Preprocess | None, data: PyTree) -> None:
+    """Let `preprocess` look at all rows, if it has a check of them."""
+    if (check := getattr(preprocess, "check", None)) is not None:
+        rows = data.x if isinstance(data, Weighted) else data
+        _border.once(rows, preprocess, lambda: check("data", rows))
+
+
+def check_events(
+    estimator: Estimator,
+    model: Product,
+    preprocess: Preprocess | None,
+    data: PyTree,
+    events: Callable[[], PyTree],
+) -> None:
+    """Raise unless all rows of `data` are, or become, what the estimator takes."""
+    name = "data" if preprocess is None else "preprocess(data)"
+    # Estimators whose data are more than events check them themselves.
+    own = getattr(estimator, "check_data", None)
+
+    def check() -> None:
+        if own is not None:
+            return own(name, events())
+        return model.visible.check(name, _checks.split_weights(name, events())[0])
+
+    _border.once(data, (model.visible if own is None else estimator, preprocess), check)
+
+
+def is_unchecked(estimator: Estimator, preprocess: Preprocess | None) -> bool:
+    """Whether nobody has looked at the rows that become complete events."""
+    is_checked = preprocess is None or hasattr(preprocess, "check")
+    return not is_checked and not hasattr(estimator, "check_data")
+
+
+def require_spread(name: str, visible: Unit, x: PyTree) -> None:
+    """Raise if a column of real units is constant over the rows and sites that are learned from."""
+    x, weights = _checks.split_weights(name, x)
+    if weights is not None and _checks.is_concrete(x, weights):
+        name, counts = f"{name}.x", np.asarray(weights) > 0
+        x = jax.tree.map(lambda leaf: leaf[counts], x)
+    if isinstance(x, Incomplete):
+        blank = jax.tree.map(lambda leaf: jnp.full_like(leaf[0], jnp.nan, dtype=float), x.x)
+        name, x = f"{name}.x", jax.vmap(visible.select, (0, 0, None))(x.observed, x.x, blank)
+    visible.check_spread(name, x)
