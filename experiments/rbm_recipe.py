@@ -180,9 +180,8 @@ def initial_state(
 ) -> training.TrainState:
     """Return the state at step 0, visible biases at the base rates (Hinton 2010, section 8)."""
     params_key, binary_key, train_key = jax.random.split(rng_key, 3)
-    params = model.init(params_key)
     x = preprocess(binary_key, images)
-    params["bias"]["field"] = model.visible.fit_field(x, smoothing=0.01)
+    params = model.init_from(params_key, x)
     return training.init(
         train_key, model, estimator, tx, images, params=params, preprocess=preprocess, average=True
     )
