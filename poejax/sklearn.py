@@ -1,4 +1,4 @@
-"""The scikit-learn face: a binary RBM as a transformer, for pipelines and grid searches.
+"""The scikit-learn face: an RBM as a transformer, for pipelines and grid searches.
 
 The only module of poejax that imports scikit-learn.
 """
@@ -6,53 +6,65 @@ The only module of poejax that imports scikit-learn.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-import optax
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state, gen_batches
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from poejax import _checks, diagnostics, models, stacks, training
-from poejax.estimators import centered, pcd
+from poejax import _checks, diagnostics, recipes, stacks
+from poejax._sklearn import matrices
+from poejax._sklearn.kinds import KINDS, Reals
+from poejax._sklearn.learning import Learner
+from poejax._sklearn.matrices import Matrix
 from poejax.kernels import block_gibbs
 from poejax.product import Product
-from poejax.types import Array, Estimator, Params
-
-Matrix = npt.NDArray[Any]
+from poejax.types import Array, Params
 
 
-class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Binary restricted Boltzmann machine, learned by centred persistent contrastive divergence.
+class RBM(Learner, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Restricted Boltzmann machine, learned by centred persistent contrastive divergence.
 
     log p(x) = aᵀx + Σ_j softplus(w_jᵀx + b_j) - log Z, x in {0, 1}^D
 
     A drop-in for `sklearn.neural_network.BernoulliRBM`: the data are shuffled, scores are
-    deterministic, and log-likelihoods can be had from `model_` and `params_`.
+    deterministic, and log-likelihoods can be had from `model_` and `params_`. Real columns
+    (`models.gaussian_rbm`) and codes are learned likewise. Sparse matrices are taken, and made
+    dense.
+
+    Real data are learned by `recipes.fit_gaussian_rbm`: from a single Gaussian of the rows, in
+    coordinates where it is standard normal, with a fifth of the rows held out to say which
+    parameters are kept, so that what is learned explains new rows no worse than that Gaussian.
 
     Args:
       n_components: number H of hidden units.
-      learning_rate: of plain gradient descent.
+      visible: "bernoulli" for probabilities or bits, "gaussian" for real values in any units,
+        "categorical" for codes 0 ... C - 1.
+      learning_rate: of plain gradient descent, or as `recipes.gaussian_rbm_optimizer` takes it.
       batch_size: rows per update; all of them if there are fewer.
       n_iter: passes over the data in `fit`.
       n_chains: persistent chains.
       n_gibbs_steps: sweeps of every chain per update.
-      binarize: "sample" takes values in [0, 1] for probabilities, drawn anew for every batch;
-        "threshold" takes any real values, 1 where above `threshold`.
+      binarize: of bernoulli units: "sample" takes values in [0, 1] for probabilities, drawn anew
+        for every batch; "threshold" takes any real values, 1 where above `threshold`.
       threshold: see `binarize`.
-      verbose: 1 prints a line per pass.
+      num_classes: number C of codes; the largest of the data and one more when None.
+      optimizer: of gaussian units, "adam" or "sgd".
+      verbose: 1 prints a line per pass, or per check of gaussian units.
       random_state: seed, RandomState or None, as everywhere in scikit-learn.
 
     Attributes:
-      components_: w_jᵀ as rows, [H, D].
-      intercept_hidden_, intercept_visible_: b [H] and a [D].
+      components_: w_jᵀ as rows, [H, D]; [H, D C] for codes, in coordinates for gaussian units.
+      intercept_hidden_, intercept_visible_: b [H] and a [D] (or [D, C]).
       model_, params_: the product and its parameters, for any function of poejax.
       n_features_in_: D.
       n_iter_: passes made.
+      gain_: of gaussian units, after `fit`: nats per held-out row above the single Gaussian.
 
     Source: Hinton (2002); Tieleman (2008).
     """
@@ -61,6 +73,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self,
         n_components: int = 256,
         *,
+        visible: str = "bernoulli",
         learning_rate: float = 0.1,
         batch_size: int = 10,
         n_iter: int = 10,
@@ -68,10 +81,13 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         n_gibbs_steps: int = 1,
         binarize: str = "sample",
         threshold: float = 0.5,
+        num_classes: int | None = None,
+        optimizer: str = "adam",
         verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_components = n_components
+        self.visible = visible
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.n_iter = n_iter
@@ -79,65 +95,113 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.n_gibbs_steps = n_gibbs_steps
         self.binarize = binarize
         self.threshold = threshold
+        self.num_classes = num_classes
+        self.optimizer = optimizer
         self.verbose = verbose
         self.random_state = random_state
 
-    def fit(self, X: npt.ArrayLike, y: Any = None) -> RBM:
-        """Learn from a batch X [N, D]; returns self."""
+    def fit(self, X: Any, y: Any = None, sample_weight: npt.ArrayLike | None = None) -> RBM:
+        """Learn from a batch X [N, D], dense or sparse; returns self.
+
+        Integer weights [N] are equal to repeating rows, bitwise. Others are scaled to a mean of
+        one, and in a pass every row occurs as often as its weight says, rounded up or down at
+        random.
+        """
         self._check_options()
-        x = self._probabilities(X, reset=True)
-        self._start(x)
-        size = min(self.batch_size, len(x))
-        for iteration in range(self.n_iter):
-            self._update(x, size, len(x) // size)
-            if self.verbose:
-                score = self._pseudo_log_likelihoods(x[:1000]).mean()
-                print(f"[RBM] pass {iteration + 1}, pseudo-log-likelihood {score:.2f}")
+        X = self._validated(X, reset=True, ensure_min_samples=1 + (self.visible == "gaussian"))
+        weights = self._weights(X, sample_weight)
+        self.random_state_ = check_random_state(self.random_state)
+        if self.visible == "gaussian":
+            self._fit_gaussian(matrices.dense(X), weights)
+        else:
+            self._fit_discrete(X, weights)
         self.n_iter_ = self.n_iter
         return self
 
-    def partial_fit(self, X: npt.ArrayLike, y: Any = None) -> RBM:
-        """Take one pass over a batch X [N, D], in the order given; returns self."""
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: npt.ArrayLike | None = None) -> RBM:
+        """Take one pass over a batch X [N, D], in the order given; returns self.
+
+        Weights are as in `fit`. The first batch gives base rates, coordinates and the number of
+        codes; no rows are held out, and the learning rate stays as it is.
+        """
         self._check_options()
         first = not hasattr(self, "params_")
-        x = self._probabilities(X, reset=first)
+        X = self._validated(X, reset=first)
+        weights = self._weights(X, sample_weight)
+        if first:
+            self.random_state_ = check_random_state(self.random_state)
+        x = matrices.dense(X)
+        if weights is not None:
+            x = x[recipes.resampled(self.random_state_, weights)]
         if first:
             self._start(x)
             self.n_iter_ = 0
+        x = self._kind.rows(x)
         for rows in gen_batches(len(x), self.batch_size):
             self._update(x[rows], len(x[rows]), 1)
         self.n_iter_ += 1
         return self
 
-    def transform(self, X: npt.ArrayLike) -> Matrix:
+    def transform(self, X: Any) -> Matrix:
         """Return the features P(z_j = 1 | x) of a batch X [N, D], [N, H]."""
         check_is_fitted(self)
-        x = self._probabilities(X, reset=False)
-        found = stacks.features(
-            [(self.model_, self.params_)], jnp.asarray(x, jnp.result_type(float))
+        X = self._validated(X, reset=False)
+        stack = [(self.model_, self._state_params())]
+        return self._by_blocks(
+            X, lambda x: np.asarray(stacks.features(stack, self._kind.mean_field(x)), x.dtype)
         )
-        return np.asarray(found, x.dtype)
 
-    def score_samples(self, X: npt.ArrayLike) -> Matrix:
-        """Return exact log pseudo-likelihoods of a batch of bits X [N, D], in nats, [N].
+    def score_samples(self, X: Any) -> Matrix:
+        """Return scores of a batch of rows X [N, D], in nats, [N].
 
-        Σ_i log p(x_i | x_rest), over all D sites: deterministic, unlike a one-site estimate.
-        Values between 0 and 1 are thresholded at a half.
+        Exact log pseudo-likelihoods Σ_i log p(x_i | x_rest) over all D sites of bits and codes:
+        deterministic, unlike a one-site estimate; values between 0 and 1 are thresholded at a half.
+        Log-likelihoods, in the units of X, of real values; their log Z is exact up to 16 hidden
+        units, and estimated once by annealed importance sampling, with a fixed seed, beyond.
         """
         check_is_fitted(self)
-        return self._pseudo_log_likelihoods(self._probabilities(X, reset=False))
+        return self._by_blocks(self._validated(X, reset=False), self._scored)
 
-    def score(self, X: npt.ArrayLike, y: Any = None) -> float:
+    def score(self, X: Any, y: Any = None) -> float:
         """Return the mean of `score_samples`, for model selection."""
         return float(self.score_samples(X).mean())
 
-    def gibbs(self, v: npt.ArrayLike) -> Matrix:
-        """Return a batch of bits v [N, D] after one Gibbs sweep; each call draws anew."""
+    def gibbs(self, v: Any) -> Matrix:
+        """Return a batch v [N, D] after one Gibbs sweep; each call draws anew."""
         check_is_fitted(self)
-        x = self._probabilities(v, reset=False)
-        seed = self.random_state_.randint(np.iinfo(np.int32).max)
-        bits = jnp.asarray(x > 0.5, jnp.result_type(float))
-        return np.asarray(_sweep(jax.random.key(seed), self.model_, self.params_, bits), x.dtype)
+        x = matrices.dense(self._validated(v, reset=False))
+        found = _sweeps(self._key(), self.model_, self._state_params(), self._kind.events(x), 1)
+        return np.asarray(self._kind.restore(found), x.dtype)
+
+    def sample(self, n_samples: int = 1, n_steps: int = 1000) -> Matrix:
+        """Draw `n_samples` rows [n_samples, D], in the units of X; each call draws anew.
+
+        Each is the end of a chain of `n_steps` Gibbs sweeps, from a persistent chain of learning.
+        """
+        check_is_fitted(self)
+        _checks.positive_int("n_samples", n_samples)
+        _checks.positive_int("n_steps", n_steps)
+        chains = jnp.asarray(self._state.estimator_state.inner.x)
+        starts = chains[self.random_state_.randint(len(chains), size=n_samples)]
+        found = _sweeps(self._key(), self.model_, self._state_params(), starts, n_steps)
+        return self._kind.restore(found)
+
+    def impute(self, X: Any) -> Matrix:
+        """Return a batch X [N, D] with what is missing filled in; what is there comes back as is.
+
+        NaN is missing, and -1 for codes. Bits and real values get their posterior mean given the
+        rest of the row (`inference.inpaint`, with a fixed seed), codes the likeliest one.
+        """
+        check_is_fitted(self)
+        x = matrices.dense(self._validated(X, reset=False, ensure_all_finite="allow-nan"))
+        found = np.array(x)
+        incomplete = self._kind.missing(x).any(axis=1)
+        if incomplete.any():
+            key = jax.random.key(0)
+            found[incomplete] = self._kind.fill(
+                key, self.model_, self._state_params(), x[incomplete]
+            )
+        return found.astype(np.int64) if self.visible == "categorical" else found
 
     @property
     def components_(self) -> Matrix:
@@ -152,14 +216,13 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     @property
     def intercept_visible_(self) -> Matrix:
         """The visible biases a, [D]."""
-        return np.asarray(self.params_["bias"]["field"])
+        return np.asarray(self.model_.visible.linear_part(self.params_["bias"]["field"]))
 
     @property
     def params_(self) -> Params:
-        """The parameters."""
-        if not hasattr(self, "_state"):
-            raise AttributeError("this RBM has not been fitted")
-        return self._state.params
+        """The parameters; with coordinates, for events in the units of X, if these are real."""
+        coordinates = self._coordinates()
+        return self._state_params() | ({"coordinates": coordinates} if coordinates else {})
 
     @property
     def _n_features_out(self) -> int:
@@ -171,6 +234,7 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.sparse = True
         tags.non_deterministic = False
         return tags
 
@@ -180,25 +244,31 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             trained = state["_state"]
             key = jax.random.key_data(trained.rng_key)
             state["_state"] = jax.tree.map(np.asarray, trained._replace(rng_key=key))
+            state["_key_impl"] = str(jax.random.key_impl(trained.rng_key))
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = {"visible": "bernoulli", "num_classes": None, "optimizer": "adam"} | state
+        impl = state.pop("_key_impl", None)
         super().__setstate__(state)
         if "_state" in state:
             trained = jax.tree.map(jnp.asarray, state["_state"])
-            key = jax.random.wrap_key_data(trained.rng_key)
+            if impl is None:  # not kept by earlier versions; the lengths of keys differ
+                impl = {2: "threefry2x32", 4: "rbg"}[len(trained.rng_key)]
+            key = jax.random.wrap_key_data(trained.rng_key, impl=impl)
             self._state = trained._replace(rng_key=key)
 
-    def _probabilities(self, X: npt.ArrayLike, reset: bool) -> Matrix:
-        x = validate_data(self, X, reset=reset, dtype=(np.float64, np.float32))
-        if self.binarize == "threshold":
-            return (x > self.threshold).astype(x.dtype)
-        if x.min() < 0 or x.max() > 1:
-            raise ValueError(
-                "X: expected probabilities in [0, 1] with binarize='sample', got values in "
-                f"[{x.min():g}, {x.max():g}]; scale them, or pass binarize='threshold'"
-            )
-        return x
+    def _validated(self, X: Any, reset: bool, **options: Any) -> Any:
+        dtypes = (np.float64, np.float32)
+        return validate_data(self, X, reset=reset, dtype=dtypes, accept_sparse="csr", **options)
+
+    def _weights(self, X: Any, sample_weight: npt.ArrayLike | None) -> Matrix | None:
+        if sample_weight is None:
+            return None
+        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        if not weights.any():
+            raise ValueError("sample_weight: expected some weight above zero, got zeros")
+        return np.asarray(weights)
 
     def _check_options(self) -> None:
         for name in ("n_components", "batch_size", "n_iter", "n_chains", "n_gibbs_steps"):
@@ -206,45 +276,35 @@ class RBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         rate = self.learning_rate
         if not _checks.is_real(rate) or not 0 < rate < np.inf:
             raise ValueError(f"learning_rate: expected a positive number, got {rate!r}")
-        if self.binarize not in ("sample", "threshold"):
-            raise ValueError(f"binarize: expected 'sample' or 'threshold', got {self.binarize!r}")
+        for name, choices in (
+            ("visible", KINDS),
+            ("binarize", ("sample", "threshold")),
+            ("optimizer", recipes.OPTIMIZERS),
+        ):
+            if (found := getattr(self, name)) not in choices:
+                expected = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+                raise ValueError(f"{name}: expected {expected}, got {found!r}")
         if not _checks.is_real(self.threshold) or not np.isfinite(self.threshold):
             raise ValueError(f"threshold: expected a finite number, got {self.threshold!r}")
+        if (
+            self.num_classes is not None
+            and _checks.positive_int("num_classes", self.num_classes) < 2
+        ):
+            raise ValueError("num_classes: expected at least 2, got 1")
 
-    def _start(self, x: Matrix) -> None:
-        self.random_state_ = check_random_state(self.random_state)
-        key = jax.random.key(self.random_state_.randint(np.iinfo(np.int32).max))
-        self.model_ = models.rbm(x.shape[1], self.n_components)
-        params_key, train_key = jax.random.split(key)
-        params = self.model_.init(params_key)
-        params["bias"]["field"] = self.model_.visible.fit_field(x, smoothing=0.01)
-        tx = _sgd(float(self.learning_rate))
-        self._state = training.init(
-            train_key, self.model_, self._rule(), tx, x, params=params, preprocess=_draw
-        )
+    def _by_blocks(self, X: Any, fn: Callable[[Matrix], Matrix]) -> Matrix:
+        if not matrices.is_large(X):
+            return fn(matrices.dense(X))
+        return np.concatenate([fn(matrices.dense(X[block])) for block in matrices.row_blocks(X)])
 
-    def _rule(self) -> Estimator:
-        return centered(pcd(self.model_, self.n_chains, num_steps=self.n_gibbs_steps), self.model_)
-
-    def _update(self, x: Matrix, batch_size: int, num_steps: int) -> None:
-        tx = _sgd(float(self.learning_rate))
-        self._state, _ = training.train_steps(
-            self._rule(), tx, self._state, x, batch_size, num_steps, preprocess=_draw
-        )
-
-    def _pseudo_log_likelihoods(self, x: Matrix) -> Matrix:
-        bits = jnp.asarray(x > 0.5, jnp.result_type(float))
-        return np.asarray(_scores(self.model_, self.params_, bits))
-
-
-@functools.lru_cache
-def _sgd(learning_rate: float) -> optax.GradientTransformation:
-    # Optimizers compare by identity: one per rate, so that refitting compiles nothing.
-    return optax.sgd(learning_rate)
-
-
-def _draw(rng_key: Array, probabilities: Array) -> Array:
-    return jax.random.bernoulli(rng_key, probabilities).astype(jnp.result_type(float))
+    def _scored(self, x: Matrix) -> Matrix:
+        kind = self._kind
+        if not isinstance(kind, Reals):
+            return np.asarray(_scores(self.model_, self.params_, kind.events(x)))
+        if not hasattr(self, "_log_z"):
+            key, params = jax.random.key(0), self._state_params()
+            self._log_z, _ = recipes.gaussian_rbm_log_z(key, self.model_, params)
+        return kind.log_densities(self.model_, self._state_params(), x) - self._log_z
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -258,10 +318,16 @@ def _scores(model: Product, params: Params, x: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _sweep(rng_key: Array, model: Product, params: Params, x: Array) -> Array:
+def _sweeps(rng_key: Array, model: Product, params: Params, x: Array, num_steps: int) -> Array:
     kernel = block_gibbs(model)
 
-    def one(key: Array, event: Array) -> Array:
-        return kernel.step(key, params, kernel.init(key, params, event))[0].x
+    def sweep(index: Array, x: Array) -> Array:
+        # The first sweep has the key itself, so that `gibbs` draws what it always drew.
+        key = jax.lax.cond(index > 0, lambda: jax.random.fold_in(rng_key, index), lambda: rng_key)
 
-    return jax.vmap(one)(jax.random.split(rng_key, len(x)), x)
+        def one(key: Array, event: Array) -> Array:
+            return kernel.step(key, params, kernel.init(key, params, event))[0].x
+
+        return jax.vmap(one)(jax.random.split(key, len(x)), x)
+
+    return jax.lax.fori_loop(0, num_steps, sweep, x)

@@ -25,12 +25,12 @@ def check(function: cases.Function, table: cases.Table) -> None:
     """Require one of two outcomes: a right result, or a short refusal that names the argument."""
     try:
         found = function.call(table.given)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, FloatingPointError) as error:
         message = str(error)
         assert message.startswith(function.names), f"{table.about}: {message}"
         assert len(message) < 400, f"{table.about}: {message[:400]}"
         return
-    assert function.is_right(table.x, found), f"{table.about}: wrong in silence: {found}"
+    assert function.is_right(table.x, found), f"{table.about}: wrong in silence"
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -47,15 +47,13 @@ def test_binary_tables_are_taken_right_or_refused(name: str, table: cases.Table)
     check(BINARY[name], table)
 
 
-@pytest.mark.parametrize("name", ["kmeans", "init_from", "base_rate"])
+@pytest.mark.parametrize("name", ["init_from", "base_rate"])
 def test_a_planted_narrowing_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = _border.array
-    monkeypatch.setattr(_border, "array", lambda name, x: np.asarray(entry(name, x), np.float32))
-    monkeypatch.setattr(_border, "narrow", lambda name, x, real=False: x)
-    monkeypatch.setattr(_border, "require_spread", lambda name, x: None)
-    x = 1e9 + np.random.default_rng(0).normal(size=(cases.ROWS, cases.COLUMNS))
-    table = cases.Table(x, x, "float64 1e9 +- 1")
-    with pytest.raises(AssertionError):
+    monkeypatch.setattr(_border, "array", lambda name, x: np.asarray(entry(name, x), np.float16))
+    x = 1500 + 0.5 * np.random.default_rng(0).normal(size=(cases.ROWS, cases.COLUMNS))
+    table = cases.Table(x, x, "float64 1500 +- 0.5")
+    with pytest.raises(AssertionError, match="wrong in silence"):
         check(REAL[name], table)
 
 

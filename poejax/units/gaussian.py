@@ -261,9 +261,12 @@ class GaussianDiag(QuadraticUnit):
         mean, variance = moments(x, weights=weights)
         variance = (1 + smoothing) * variance
         xp, dtype = _numpy_or_jax(variance), jnp.result_type(float)
+        log_precision = (-xp.log(variance)).astype(dtype)
+        # By the precision as it is rounded, or the mean would be off by as much as that, times it.
+        linear = mean * xp.exp(log_precision.astype(mean.dtype))
         return {
-            "linear": jnp.asarray(mean / variance, dtype),
-            "log_precision": jnp.asarray(-xp.log(variance), dtype),
+            "linear": jnp.asarray(linear, dtype),
+            "log_precision": jnp.asarray(log_precision),
         }
 
 

@@ -133,8 +133,10 @@ class Gaussian(QuadraticUnit):
         mean, covariance = moments(x, full=True, weights=weights)
         xp = np if isinstance(covariance, np.ndarray) else jnp
         precision = xp.linalg.inv((1 + smoothing) * covariance)
-        rows = xp.linalg.cholesky(precision).T
-        return self._free(precision @ mean, rows)
+        rows = xp.linalg.cholesky(precision).T.astype(jnp.result_type(float))
+        # By the rows as they are rounded, or the mean would be off by as much as that, times it.
+        exact = rows.astype(mean.dtype)
+        return self._free(exact.T @ (exact @ mean), rows)
 
     def _free(self, linear: Array, rows: Array) -> Params:
         """Return the free parameters of a field with upper triangular rows."""

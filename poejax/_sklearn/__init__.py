@@ -1,0 +1,1 @@
+"""What stands behind the scikit-learn face; it is imported by `poejax.sklearn` only."""
