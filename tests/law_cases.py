@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from poejax import units
 from poejax.experts import Expert, HiddenBank
 
 
@@ -49,6 +50,48 @@ class HeavyTail(Expert):
 
     def visible_field(self, params, z):
         return {"linear": jnp.zeros(1), "precision": 2 * z}
+
+    def temper(self, params, beta):
+        return params | {"beta": jnp.asarray(beta)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kinked(Expert):
+    """One latent of density exp(wᵀx z - z²/2 - c|z|): two ReLU units back to back."""
+
+    num_factors = 1
+    num_latent_states = None
+
+    def init(self, rng_key):
+        return {"w": jnp.ones(self.visible.num_linear), "c": jnp.ones(())}
+
+    def sides(self, params, x):
+        pull, c = params["w"] @ self.visible.linear_statistic(x), params["c"]
+        return params.get("beta", 1.0) * jnp.stack([pull - c, -pull - c])
+
+    def log_factors(self, params, x):
+        half = units.ReLU(2)
+        return jnp.logaddexp(*half.log_partitions(self.sides(params, x)))[None]
+
+    def latent_log_weight(self, params, z):
+        return -0.5 * z**2 - params.get("beta", 1.0) * params["c"] * jnp.abs(z)
+
+    def up(self, field):
+        return jax.nn.softmax(units.ReLU(2).log_partitions(field))[0]
+
+    def sample_latent(self, rng_key, params, x):
+        side_key, key = jax.random.split(rng_key)
+        field = self.sides(params, x)
+        up, down = units.ReLU(2).sample(key, field)
+        return jnp.where(jax.random.bernoulli(side_key, self.up(field)), up, -down)
+
+    def latent_mean(self, params, x):
+        field = self.sides(params, x)
+        up, down = units.ReLU(2).mean(field)
+        return self.up(field) * up - (1 - self.up(field)) * down
+
+    def visible_field(self, params, z):
+        return self.visible.linear_field(params.get("beta", 1.0) * params["w"] * z)
 
     def temper(self, params, beta):
         return params | {"beta": jnp.asarray(beta)}

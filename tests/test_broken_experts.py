@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
-from law_cases import HeavyTail, WrongSignOfTheField, random_params
+from law_cases import HeavyTail, Kinked, WrongSignOfTheField, random_params
 
 from poejax import units
 from poejax.experts import Bias, HiddenBank, Mixture
@@ -176,6 +176,34 @@ def test_a_broken_positive_latent(mutant, law):
     params = {"alpha": jnp.array([1.3]), "nu": jnp.array([1.2])}
     with pytest.raises(AssertionError, match=f"law '{law}' fails at beta=1:"):
         check_expert(mutant(units.GaussianDiag(1)), params, rng_key=jax.random.key(1))
+
+
+class KinkOffByAPercent(Kinked):
+    def latent_log_weight(self, params, z):
+        return super().latent_log_weight(params | {"c": 1.01 * params["c"]}, z)
+
+
+class MeanOfOneSide(Kinked):
+    def latent_mean(self, params, x):
+        field = self.sides(params, x)
+        return self.up(field) * units.ReLU(2).mean(field)[0]
+
+
+class SamplerOfEitherSide(Kinked):
+    def sample_latent(self, rng_key, params, x):
+        z = super().sample_latent(rng_key, params, x)
+        return jnp.where(jax.random.bernoulli(rng_key, 0.1), -z, z)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "law"),
+    [(KinkOffByAPercent, "integral"), (MeanOfOneSide, "mean"), (SamplerOfEitherSide, "sample")],
+)
+def test_a_broken_latent_with_a_kink(mutant, law):
+    expert = mutant(units.Bernoulli(4))
+    params = {"w": jnp.array([1.3, -0.4, 2.0, -1.7]), "c": jnp.asarray(-1.0)}
+    with pytest.raises(AssertionError, match=f"law '{law}' fails at beta=1:"):
+        check_expert(expert, params, rng_key=jax.random.key(1))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from law_cases import HeavyTail, WrongSignOfTheField, random_params
+from law_cases import HeavyTail, Kinked, WrongSignOfTheField, random_params
 
 import poejax as pj
 from poejax import units
@@ -176,6 +176,14 @@ def test_laws_of_a_positive_latent():
     params = {"alpha": jnp.array([1.3]), "nu": jnp.array([1.2])}
     checked = check_expert(HeavyTail(units.GaussianDiag(1)), params, rng_key=jax.random.key(1))
     assert set(checked) == ENUMERATED
+
+
+@pytest.mark.parametrize("c", [2.0, -1.0])
+def test_laws_of_a_latent_whose_density_has_a_kink(c):
+    expert = Kinked(units.Bernoulli(4))
+    params = {"w": jnp.array([1.3, -0.4, 2.0, -1.7]), "c": jnp.asarray(c)}
+    for seed in range(3):
+        assert set(check_expert(expert, params, rng_key=jax.random.key(seed))) == ENUMERATED
 
 
 def test_too_many_latents_to_sum_over():
