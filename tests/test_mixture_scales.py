@@ -153,7 +153,7 @@ def test_one_fill_value_leaves_the_other_rows_their_digits():
 def test_constant_columns_are_told_whatever_the_constant(constant, dtype):
     x = np.column_stack([X, np.full(len(X), constant)]).astype(dtype)
     for covariance in ("full", "diag"):
-        with pytest.raises(FloatingPointError, match="ridge: .*column 2 of x is constant"):
+        with pytest.raises(FloatingPointError, match=r"ridge: .*column 2 of x is constant"):
             mixtures.fit_em(KEY, x, 2, covariance=covariance, ridge=0.0)
     # By default its variance is the documented floor, which nothing else of the fit depends on.
     params, report = mixtures.fit_em(KEY, x, 2, covariance="diag")
