@@ -135,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, null for NaN or infinity; a kill leaves the old file or the new one, never half of one."""
+    """Write JSON, null for NaN or infinity; a kill leaves the old file or the new one, whole."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(_without_nan(value), indent=2) + "\n")
     os.replace(partial, path)
