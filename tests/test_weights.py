@@ -20,12 +20,14 @@ OFFSETS = (0.0, 300.0, -1e4, 1e7, -1e7)
 
 def run_of(log_weights, direction=1):
     """A finished run with these log weights."""
+    log_weights = jnp.asarray(log_weights, jnp.float32)
     return evidence.AISState(
         step=jnp.asarray(1, jnp.int32),
         direction=jnp.asarray(direction, jnp.int32),
         chains=(),
-        log_weights=jnp.asarray(log_weights, jnp.float32),
+        log_weights=log_weights,
         rng_key=KEY,
+        rest=jnp.zeros_like(log_weights),
     )
 
 
