@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,16 @@ OPTIMIZERS = ("adam", "sgd")
 _MAX_EXACT = 16  # binary hidden units whose states are enumerated
 _MAX_FULL = 200  # columns of a covariance
 _HELD_OUT = 0.2  # of the distinct rows
-_NUM_CHECKS = 10
+_NUM_CHECKS, _NUM_ERRORS = 10, 2  # by how many standard errors a gain must exceed zero
+_RISK = 0.03  # nats that one more far row may cost
+_NUM_FAR, _FARTHER = 3, 4 / 3  # rows beyond the farthest seen, and by how much
 _BETAS, _CHAINS = 1000, 200
+
+
+class _Bound(NamedTuple):
+    """State of the last step of `gaussian_rbm_optimizer`: upper bounds, [D]."""
+
+    log_precision: Array
 
 
 class GaussianFit(NamedTuple):
@@ -50,8 +58,9 @@ def gaussian_rbm_optimizer(
 ) -> optax.GradientTransformation:
     """Optimizer that does not diverge on a Gaussian RBM in coordinates of its data.
 
-    Gradients are clipped to norm 1 and weights decay. Gradients in coordinates being small, plain
-    gradient descent takes ten times the rate that is asked for.
+    Gradients are clipped to norm 1, weights decay, and log precisions stay below bounds if
+    `bound_precision` sets some. Gradients in coordinates being small, plain gradient descent takes
+    ten times the rate that is asked for.
 
     Args:
       learning_rate: of the first step, e.g. between 1e-3 and 1e-1.
@@ -74,6 +83,25 @@ def gaussian_rbm_optimizer(
         optax.scale_by_learning_rate(
             optax.linear_schedule(rate, 0.0 if num_steps else rate, num_steps or 1)
         ),
+        optax.GradientTransformation(_unbounded, _stay_below),
+    )
+
+
+def bound_precision(opt_state: optax.OptState, y: Matrix) -> optax.OptState:
+    """Bound the precisions by how far out rows in coordinates lie, [N, D].
+
+    λ_i - 1 <= 2 ε N / max_n y_ni²: one more row in N, as far out in column i as the farthest, costs
+    at most ε = 0.03 nats. What explains the bulk of heavy-tailed rows by a narrow Gaussian would
+    lose more by the next far one than it gains.
+
+    Returns:
+      The state of `gaussian_rbm_optimizer` with bounds.
+    """
+    bound = _Bound(jnp.asarray(np.log1p(2 * _RISK * len(y) / (y**2).max(axis=0)), jnp.float32))
+    return jax.tree.map(
+        lambda node: bound if isinstance(node, _Bound) else node,
+        opt_state,
+        is_leaf=lambda node: isinstance(node, _Bound),
     )
 
 
@@ -101,7 +129,19 @@ def gaussian_start(
     num_rows = share.sum() ** 2 / (share**2).sum()
     full = 2 * x.shape[1] < num_rows and x.shape[1] <= _MAX_FULL and not _is_singular(x, share)
     data = x if weights is None else Weighted(x, weights)
-    return split_coordinates(model.init_from(rng_key, data, full=full))
+    params, coordinates = split_coordinates(model.init_from(rng_key, data, full=full))
+    none = params["hidden"] | {"w": jnp.zeros_like(params["hidden"]["w"])}
+    return _add_weights(params | {"hidden": none}, params["hidden"]["w"]), coordinates
+
+
+def spread_weights(rng_key: Array, params: Params) -> Params:
+    """Return the start with weights N(0, 1 / max(D, H)) added, for learning to go on from.
+
+    In coordinates the data have the covariance of the start, so that the gradient by small weights
+    is of their third order, and plain gradient descent never leaves them.
+    """
+    shape = params["hidden"]["w"].shape
+    return _add_weights(params, jax.random.normal(rng_key, shape) / max(shape) ** 0.5)
 
 
 def fit_gaussian_rbm(
@@ -123,8 +163,9 @@ def fit_gaussian_rbm(
     It starts as the single Gaussian of all rows (see `gaussian_start`) and learns by centred
     persistent contrastive divergence from four fifths of the distinct ones. Ten times on the way
     the others judge the averaged parameters: those are kept whose mean gain in log-likelihood over
-    the start is largest, less its standard error, or the start if that is positive for none. A run
-    that diverges ends there.
+    the start is largest, less its standard error, or the start if that is positive for none. To the
+    gain counts what new rows beyond the farthest would lose, of which few samples hold any: the
+    three farthest ones, a third farther out. A run that diverges ends there.
 
     Args:
       rng_key: one typed key.
@@ -146,7 +187,7 @@ def fit_gaussian_rbm(
     """
     model = models.gaussian_rbm(np.shape(x)[1], num_hidden)
     rows, weights = distinct(_border.array("x", x), weights)
-    start_key, train_key, z_key = jax.random.split(rng_key, 3)
+    start_key, spread_key, train_key, z_key = jax.random.split(rng_key, 4)
     start, coordinates = gaussian_start(start_key, model, rows, weights)
     y = np.asarray(model.visible.standardize_rows(coordinates, rows))
     random = np.random.default_rng(np.asarray(jax.random.key_data(train_key)).tolist())
@@ -159,11 +200,16 @@ def fit_gaussian_rbm(
     per_pass = len(epoch) // size
     tx = gaussian_rbm_optimizer(learning_rate, num_passes * per_pass, optimizer)
     rule = gaussian_rbm_rule(model, num_chains, num_gibbs_steps)
-    state = training.init(train_key, model, rule, tx, y[learned[epoch]], params=start, average=True)
+    first = spread_weights(spread_key, start)
+    seen = y[learned[epoch]]
+    state = training.init(train_key, model, rule, tx, seen, params=first, average=True)
+    state = state._replace(opt_state=bound_precision(state.opt_state, y))
+    farthest = y[np.argsort((y**2).sum(axis=1))[-_NUM_FAR:]]
+    judged = np.concatenate([y[held], _FARTHER * farthest])
 
     def densities(params: Params) -> tuple[Matrix, float]:
         log_z, error = gaussian_rbm_log_z(z_key, model, params)
-        return np.asarray(log_densities(model, params, y[held]), float) - log_z, error
+        return np.asarray(log_densities(model, params, judged), float) - log_z, error
 
     origin, _ = densities(start)
     best, best_gain, best_score, done = start, 0.0, 0.0, 0
@@ -176,12 +222,14 @@ def fit_gaussian_rbm(
         except (FloatingPointError, ValueError):  # of parameters too wild to train or to judge
             break
         done = int(passes)
-        gain, spread = _mean_and_error(found - origin, weights[held])
+        difference = found - origin
+        gain, spread = _mean_and_error(difference[: len(held)], weights[held])
         spread = float(np.hypot(spread, error))
         if on_check is not None:
             on_check(done, gain, spread)
-        if gain - spread > best_score:
-            best, best_gain, best_score = state.average, gain, gain - spread
+        tail = np.minimum(difference[len(held) :], 0).sum() / len(y)
+        if (score := gain - _NUM_ERRORS * spread + tail) > best_score:
+            best, best_gain, best_score = state.average, gain, score
     state = state._replace(params=best, average=best)
     return GaussianFit(model, best | {"coordinates": coordinates}, state, best_gain)
 
@@ -241,6 +289,29 @@ def resampled(random: np.random.Generator | np.random.RandomState, weights: Matr
     edges[-1] = size
     counts = np.diff(np.floor(edges + (0.0 if is_exact else random.uniform())), prepend=0.0)
     return np.repeat(np.arange(len(weights)), counts.astype(int))
+
+
+def _unbounded(params: Params) -> _Bound:
+    return _Bound(jnp.full_like(params["bias"]["field"]["log_precision"], jnp.inf))
+
+
+def _stay_below(
+    updates: Params, state: _Bound, params: Params | None = None
+) -> tuple[Params, _Bound]:
+    assert params is not None
+    step, value = (tree["bias"]["field"]["log_precision"] for tree in (updates, params))
+    field = updates["bias"]["field"] | {
+        "log_precision": jnp.minimum(step, state.log_precision - value)
+    }
+    return updates | {"bias": {"field": field}}, state
+
+
+def _add_weights(params: Params, w: Array) -> Params:
+    # Hidden units without bias are on half of the time: their mean pull is taken off.
+    bias = params["bias"]["field"]
+    linear = bias["linear"] - 0.5 * w.sum(axis=1)
+    hidden = params["hidden"] | {"w": params["hidden"]["w"] + w}
+    return {"bias": {"field": bias | {"linear": linear}}, "hidden": hidden}
 
 
 def are_repetitions(weights: Matrix) -> bool:

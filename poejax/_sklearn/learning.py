@@ -126,6 +126,7 @@ class Learner:
         if self.visible == "gaussian":
             self.model_ = models.gaussian_rbm(X.shape[1], self.n_components)
             params, coordinates = recipes.gaussian_start(params_key, self.model_, X, weights)
+            params = recipes.spread_weights(jax.random.fold_in(params_key, 1), params)
             self._origin_and_scale = coordinates
             rows = self._kind.rows(X)
         else:
@@ -144,6 +145,9 @@ class Learner:
             preprocess=self._kind.preprocess,
             average=self.visible == "gaussian",
         )
+        if self.visible == "gaussian":
+            opt_state = recipes.bound_precision(self._state.opt_state, rows)
+            self._state = self._state._replace(opt_state=opt_state)
 
     def _discrete_model(self, X: Matrix) -> Product:
         if self.visible == "bernoulli":

@@ -42,7 +42,8 @@ def grouped(x: Matrix) -> Matrix:
 
     So that what is learned is the same for weights and for repetitions, wherever these stand.
     """
+    if len({hash(row.tobytes()) for row in x}) == len(x):
+        return x
     x = np.ascontiguousarray(x + 0)  # + 0: of the two zeros only one
     keys = x.view(np.dtype((np.void, x.dtype.itemsize * x.shape[1])))[:, 0]
-    found, first = np.unique(keys, return_inverse=True)
-    return x if len(found) == len(x) else x[np.argsort(first.reshape(-1), kind="stable")]
+    return x[np.argsort(np.unique(keys, return_inverse=True)[1].reshape(-1), kind="stable")]
