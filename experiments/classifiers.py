@@ -50,8 +50,7 @@ def train_rbm(
     model = pj.models.rbm(num_visible, num_hidden)
     estimator = pj.estimators.centered(pj.estimators.cd(model), model)
     params_key, train_key = jax.random.split(rng_key)
-    params = model.init(params_key)
-    params["bias"]["field"] = model.visible.fit_field(supervised.scaled(images), smoothing=0.01)
+    params = model.init_from(params_key, datasets.stochastic(params_key, images))
     num_steps = num_rows // batch_size
     tx = optax.sgd(decayed(learning_rate, num_epochs * num_steps))
     state = training.init(
@@ -219,10 +218,7 @@ def train_classification_rbm(
     rows = as_events(data["train"])
     num_steps = len(data["train"].labels) // batch_size
     params_key, train_key = jax.random.split(rng_key)
-    params = model.init(params_key)
-    params["bias"]["field"] = model.visible.fit_field(
-        {"image": supervised.scaled(rows["image"]), "label": rows["label"]}, smoothing=0.01
-    )
+    params = model.init_from(params_key, draw_image(params_key, rows))
     tx = make_tx(decayed(learning_rate, num_epochs * num_steps))
     state = training.init(
         train_key, model, estimator, tx, rows, params=params, preprocess=draw_image, average=True

@@ -60,7 +60,7 @@ class Config:
     """Examples per update."""
     learning_rate: float = 0.1
     """Held for the first 30 % of the updates, then lowered linearly to 2 % of itself. Of SGD; real
-    values are learned by Adam at a hundredth of it."""
+    values are learned by Adam at a twentieth of it."""
     weight_decay: float = 1e-4
     """L2 rate on the weight matrix; biases are spared."""
     average_decay: float = 0.999

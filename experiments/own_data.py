@@ -126,7 +126,7 @@ def load(path: Path, units: Units | None, binarization: str, num_validation: int
     names = table.names if table.values.ndim == 2 else None
     if (num_rows := len(values)) < 10:
         raise ValueError(f"data: expected at least 10 rows to split, got {num_rows} in {path}")
-    kind, reason = _kind(values, units, path)
+    kind, reason = _kind(values, units, shape is not None, path)
     # RandomState, as its streams are frozen for all versions of NumPy.
     order, held_out = np.random.RandomState(0).permutation(num_rows), num_rows // 10
     parts = np.split(order, [num_rows - 2 * held_out, num_rows - held_out])
@@ -184,10 +184,11 @@ def said(data: Data) -> str:
     """Return one line: what was read, its shape, which units it has and why, and its splits."""
     d = data.description
     remarks = "".join(f", {remark}" for remark in d["remarks"])
+    other = "" if "--visible" in d["reason"] else " (--visible says otherwise)"
     image = f", images of {data.shape[0]} x {data.shape[1]}" if data.shape else ""
     return (
         f"{d['file']}: {d['rows']} rows of {d['columns']} columns{image}{remarks}; {d['reason']}: "
-        f"{d['units']}; {len(data.train)} rows to train, {len(data.validation)} to watch, "
+        f"{d['units']}{other}; {len(data.train)} rows to train, {len(data.validation)} to watch, "
         f"{len(data.test)} to test"
     )
 
@@ -212,7 +213,9 @@ def _as_rows(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], tuple[int, int
     return values.reshape(len(values), -1), shape
 
 
-def _kind(values: npt.NDArray[Any], units: Units | None, path: Path) -> tuple[str, str]:
+def _kind(
+    values: npt.NDArray[Any], units: Units | None, are_images: bool, path: Path
+) -> tuple[str, str]:
     """Return "bits", "intensities", "categories" or "reals", and the reason in words."""
     low, high = values.min(), values.max()
     whole = values.dtype.kind in "biu" or bool((values == np.floor(values)).all())
@@ -239,11 +242,16 @@ def _kind(values: npt.NDArray[Any], units: Units | None, path: Path) -> tuple[st
         return "bits" if is_bits else "intensities", f"{of}, told --visible bernoulli"
     if is_bits:
         return "bits", "two values only" if low < high else of
-    if whole and low >= 0 and high <= _LARGEST_CATEGORY and low < high:
+    if whole and low >= 0 and high <= _LARGEST_CATEGORY and low < high and not are_images:
         return "categories", f"{of}, few enough for categories"
     if in_range:
         return "intensities", f"{of}, as intensities are"
     return "reals", of
+
+
+def _full(high: float) -> float:
+    """Return the intensity that is always on, by the largest that there is."""
+    return 255 if high > _LARGEST_CATEGORY else max(high, 1)
 
 
 def _intensities(
@@ -252,7 +260,7 @@ def _intensities(
     """Return intensities as they are drawn from: uint8, or float32 in [0, 1]."""
     if (high := values.max()) > _LARGEST_CATEGORY:
         return values.astype(np.uint8), getattr(datasets, binarization)
-    unit = values.astype(np.float64) / (high if high > 1 else 1)
+    unit = values.astype(np.float64) / _full(high)
     return unit.astype(np.float32), {"stochastic": stochastic, "threshold": threshold}[binarization]
 
 
@@ -279,7 +287,7 @@ def _standardise(
 
 _UNITS = {
     "bits": "bits, so Bernoulli units",
-    "intensities": "intensities, so Bernoulli units that are on with that probability",
+    "intensities": "intensities, of {of:g}, so Bernoulli units that are on with that probability",
     "categories": "categories, so Categorical units",
     "reals": "real values, so Gaussian units of standardised columns",
 }
@@ -300,7 +308,7 @@ def _described(
         "crc32": f"{zlib.crc32(np.ascontiguousarray(values).data):08x}",
         "values": kind,
         "reason": reason,
-        "units": _UNITS[kind],
+        "units": _UNITS[kind].format(of=_full(float(values.max()))),
         "remarks": list(remarks),
     }
     if data.levels is not None:

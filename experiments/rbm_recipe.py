@@ -148,14 +148,14 @@ def optimizer(
 def optimizer_of_reals(
     learning_rate: float, weight_decay: float, num_steps: int
 ) -> optax.GradientTransformation:
-    """Build Adam on clipped gradients, at a hundredth of the rate that SGD takes on bits.
+    """Build Adam on clipped gradients, at a twentieth of the rate that SGD takes on bits.
 
     Gradients of precisions and of weights to real units have no bound; plain SGD diverges.
     """
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.add_decayed_weights(weight_decay, mask=training.weights_only),
-        optax.adam(_held_then_lowered(0.01 * learning_rate, num_steps)),
+        optax.adam(_held_then_lowered(0.05 * learning_rate, num_steps)),
     )
 
 
@@ -180,9 +180,8 @@ def initial_state(
 ) -> training.TrainState:
     """Return the state at step 0, visible biases at the base rates (Hinton 2010, section 8)."""
     params_key, binary_key, train_key = jax.random.split(rng_key, 3)
-    params = model.init(params_key)
     x = preprocess(binary_key, images)
-    params["bias"]["field"] = model.visible.fit_field(x, smoothing=0.01)
+    params = model.init_from(params_key, x)
     return training.init(
         train_key, model, estimator, tx, images, params=params, preprocess=preprocess, average=True
     )

@@ -135,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, null for NaN; a kill leaves the old file or the new one, never half of one."""
+    """Write JSON, null for NaN or infinity; a kill leaves the old file or the new one, whole."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(_without_nan(value), indent=2) + "\n")
     os.replace(partial, path)
@@ -146,7 +146,7 @@ def _without_nan(value: Any) -> Any:
         return {k: _without_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class MetricsLog:

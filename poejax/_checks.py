@@ -40,6 +40,11 @@ def fraction(name: str, value: float) -> float:
     return float(value)
 
 
+def abstract_key() -> Any:
+    """Return the shape of a key, for `jax.eval_shape`: making a key would move data to a device."""
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
 def rng_key(name: str, value: Any) -> None:
     """Require one typed key, `jax.random.key(seed)`."""
     if not (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):

@@ -31,7 +31,7 @@ def check_rule(estimator: Any, tx: Any, preprocess: Any) -> None:
 
 def check_settings(model: Product, params: Params) -> None:
     """Raise if `params` hold leaves that set a temperature or leave an expert out."""
-    trained = jax.eval_shape(model.init, jax.random.key(0))
+    trained = jax.eval_shape(model.init, _checks.abstract_key())
     if len(jax.tree.leaves(params)) != len(jax.tree.leaves(trained)):
         raise ValueError(
             "params: expected parameters as `model.init` gives them, got some with a leaf 'beta' "

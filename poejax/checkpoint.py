@@ -64,6 +64,8 @@ def save(
       RuntimeError: in a session of several JAX processes.
     """
     _require_one_process()
+    if step is not None and (isinstance(step, float) or not _checks.is_real(step)):
+        raise TypeError(f"step: expected an integer >= 0, got {_checks.describe(step)}")
     number = int(getattr(state, "step", -1) if step is None else step)
     scores = {name: float(value) for name, value in (metrics or {}).items()}
     _checks.positive_int("keep_last", keep_last)

@@ -39,7 +39,10 @@ def rbm(num_visible: int, num_hidden: int, visible_bias: bool = True) -> Product
 def gaussian_rbm(num_visible: int, num_hidden: int) -> Product:
     """RBM with real visible and binary hidden units.
 
-    log p(x) = aᵀx - ½ Σ_i λ_i x_i² + Σ_j softplus(w_jᵀx + b_j) - log Z, λ_i = exp(log_precision_i)
+    log p(x) = -½ Σ_i λ_i (x_i - linear_i / λ_i)² + Σ_j softplus(w_jᵀx + b_j) - log Z
+
+    with λ_i = exp(log_precision_i). Start from `init_from`, whose coordinates suit data in any
+    units, or learn by `recipes.fit_gaussian_rbm`.
 
     Args:
       num_visible: number D of real visible units.

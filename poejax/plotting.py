@@ -201,7 +201,7 @@ def marginals(
     figure = Figure(size, dpi=_DPI, layout="constrained")
     for i in range(shown):
         axes = figure.add_subplot(num_rows, num_columns, i + 1)
-        axes.set_title(_shortened(names[i]), fontsize="small")
+        axes.set_title(names[i][:24], fontsize="small")
         levels = np.unique(x[:, i])
         if len(levels) <= _FEW_VALUES:
             levels = np.union1d(levels, np.unique(y[:, i])[:_FEW_VALUES])
@@ -232,22 +232,22 @@ def moments(
     title: str | None = None,
     labels: tuple[str, str] = ("data", "samples"),
 ) -> Figure:
-    """Draw the means, variances and correlations of samples `[M, D]` over those of data `[N, D]`.
+    """Draw means, variances and correlations of samples `[M, D]` over those of data `[N, D]`.
 
     A point for every column, or pair of columns (at most 20,000 of these, evenly spaced); what the
-    model has right lies on the diagonal. Columns that do not vary have no correlations.
+    model has right lies on the diagonal. Columns that do not vary have no correlations; means or
+    variances that are the same in all columns, as of standardised data, are left out.
     """
     x, y = _rows(data, samples)
-    panels = {
-        "mean": [x.mean(axis=0), y.mean(axis=0)],
-        "variance": [x.var(axis=0), y.var(axis=0)],
-    }
+    panels = {"mean": (x.mean(axis=0), y.mean(axis=0)), "variance": (x.var(axis=0), y.var(axis=0))}
     if x.shape[1] > 1:
+        width = {"mean": x.std(axis=0).max(), "variance": x.var(axis=0).max()}
+        panels = {k: p for k, p in panels.items() if np.ptp(p[0]) > 1e-3 * width[k]}
         pairs = np.triu_indices(x.shape[1], 1)
         step = math.ceil(len(pairs[0]) / _MOST_PAIRS)
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = [np.atleast_2d(np.corrcoef(v.T))[pairs][::step] for v in (x, y)]
-        panels["correlation"] = found
+            a, b = (np.atleast_2d(np.corrcoef(v.T))[pairs][::step] for v in (x, y))
+        panels["correlation"] = a, b
     figure = Figure((3.4 * len(panels), 3.6), dpi=_DPI, layout="constrained")
     for k, (name, (a, b)) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), k + 1, title=name, xlabel=labels[0])
@@ -257,8 +257,7 @@ def moments(
         axes.plot(a, b, ".", markersize=6 if len(a) < 200 else 2, alpha=0.6)
         axes.set_ylabel(labels[1] if k == 0 else "")
         axes.set_aspect("equal", adjustable="datalim")
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.locator_params(nbins=4)
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title or "")
@@ -281,10 +280,6 @@ def _rows(*arrays: npt.ArrayLike) -> list[npt.NDArray[np.float64]]:
     if any(r.ndim != 2 or not r.size for r in rows) or len({s[-1] for s in shapes}) > 1:
         raise ValueError(f"data, samples: expected [N, D] and [M, D], got {shapes}")
     return rows
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= 24 else name[:22] + "..."
 
 
 def _tiles(name: str, images: npt.ArrayLike, shape: Shape) -> Pixels:

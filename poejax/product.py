@@ -232,7 +232,7 @@ class Product(Expert):
         if isinstance(params, dict) and "coordinates" in params:
             self.visible.check_coordinates("params['coordinates']", params["coordinates"])
             params, _ = split_coordinates(params)
-        expected = jax.eval_shape(self.init, jax.random.key(0))
+        expected = jax.eval_shape(self.init, _checks.abstract_key())
         _checks.floating_params("params", params)
         _checks.same_structure("params", params, expected, optional=("beta", "present"))
         _checks.finite("params", self._heard(params))
@@ -254,7 +254,8 @@ def log_densities(model: Product, params: Params, x: Event) -> Array:
     """
     rest, coordinates = split_coordinates(params)
     y = model.visible.standardize_rows(coordinates, x)
-    return _log_densities(model, rest, y) - model.visible.log_volume(coordinates)
+    density = _log_densities(model, rest, y)
+    return density - model.visible.log_volume(coordinates) if coordinates else density
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from poejax import _checks, diagnostics, inference, recipes
+from poejax import _checks, diagnostics, recipes, stacks
 from poejax._sklearn import matrices
 from poejax._sklearn.kinds import KINDS, Reals
 from poejax._sklearn.learning import Learner
@@ -146,12 +146,10 @@ class RBM(Learner, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """Return the features P(z_j = 1 | x) of a batch X [N, D], [N, H]."""
         check_is_fitted(self)
         X = self._validated(X, reset=False)
-        params = self._state_params()
-
-        def found(x: Matrix) -> Matrix:
-            return np.asarray(_features(self.model_, params, self._kind.mean_field(x)), x.dtype)
-
-        return self._by_blocks(X, found)
+        stack = [(self.model_, self._state_params())]
+        return self._by_blocks(
+            X, lambda x: np.asarray(stacks.features(stack, self._kind.mean_field(x)), x.dtype)
+        )
 
     def score_samples(self, X: Any) -> Matrix:
         """Return scores of a batch of rows X [N, D], in nats, [N].
@@ -308,11 +306,6 @@ class RBM(Learner, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             key, params = jax.random.key(0), self._state_params()
             self._log_z, _ = recipes.gaussian_rbm_log_z(key, self.model_, params)
         return kind.log_densities(self.model_, self._state_params(), x) - self._log_z
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _features(model: Product, params: Params, x: Array) -> Array:
-    return jax.vmap(lambda event: inference.features(model, params, event))(x)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -109,8 +109,8 @@ def features(stack: Sequence[Layer], x: Array) -> Array:
     φ_l = E[z_l | φ_{l-1}], φ_0 = x
     """
     x = _border.array("x", x)
-    if stack and (jnp.ndim(x) != 2 or x.shape[1] != _sizes(stack[0])[0]):
-        raise ValueError(f"x: expected shape (N, {_sizes(stack[0])[0]}), got {x.shape}")
+    if stack and x.shape[1:] != (event := stack[0][0].visible.event_shape):
+        raise ValueError(f"x: expected shape (N, {', '.join(map(str, event))}), got {x.shape}")
     for model, params in stack:
         x = _layer_features(model, params, x)
     return x

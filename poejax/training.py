@@ -26,6 +26,9 @@ not scaled. Of others the events are checked: all of them once, and then whether
 """
 
 
+_MAX_LOG_PRECISION = 46.0  # a spread of 1e-10, as no float32 data near one have
+
+
 class TrainState(NamedTuple):
     """All that the rest of a run depends on, besides its config and data.
 
@@ -162,8 +165,9 @@ def train_steps(
       ValueError: if `data` is empty or smaller than a batch, or any row is no event of the
         visible units; what is an array of JAX is looked at once, others in every call.
       TypeError: if an argument is of another kind.
-      FloatingPointError: if a gradient or parameter is not finite; names leaf and step. The state
-        passed in is untouched, so the caller still holds the last good one.
+      FloatingPointError: if a gradient or parameter is not finite, or a precision runs away; names
+        leaf and step. The state passed in is untouched, so the caller still holds the last good
+        one.
     """
     _run_checks.check_rule(estimator, tx, preprocess)
     if not isinstance(state, TrainState):
@@ -194,6 +198,7 @@ def train_steps(
     )
     if _checks.is_concrete(finite):
         _require_finite(state, np.asarray(finite))
+        _require_bounded(state, new_state)
     return new_state, metrics
 
 
@@ -306,6 +311,21 @@ def _join(params: Params, whole: Params) -> Params:
 
 def _are_finite(tree: PyTree) -> Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
+
+
+def _require_bounded(old: TrainState, new: TrainState) -> None:
+    """Raise where a precision has grown beyond what the spread of data can mean."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(new.params):
+        if getattr(path[-1], "key", None) in ("log_precision", "log_diagonal"):
+            largest = float(jnp.max(leaf))
+            if largest > _MAX_LOG_PRECISION:
+                raise FloatingPointError(
+                    f"parameter params{_checks.leaf_name(path)} has run away by step "
+                    f"{int(new.step)}, to {largest:.3g}: some direction of the data has hardly any "
+                    f"spread; the state passed in (step {int(old.step)}) is the last good one. "
+                    "Start from model.init_from, drop what depends on other columns, or try a "
+                    "smaller learning rate."
+                )
 
 
 def _require_finite(state: TrainState, finite: np.ndarray) -> None:

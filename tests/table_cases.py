@@ -115,7 +115,9 @@ def real_functions() -> Iterator[tuple[str, Function]]:
     yield "kmeans", Function(("x",), lambda x: mixtures.kmeans(KEY, x, 2), _nearest)
     yield (
         "fit_em",
-        Function(("x",), lambda x: mixtures.fit_em(KEY, x, 1, ridge=1e-9)[0], _one_gaussian),
+        Function(
+            ("x", "ridge"), lambda x: mixtures.fit_em(KEY, x, 1, ridge=1e-9)[0], _one_gaussian
+        ),
     )
     yield "init_from", Function(("data",), lambda x: REAL.init_from(KEY, x), _coordinates)
     yield (
@@ -213,7 +215,7 @@ def _nearest(x: np.ndarray, found: mixtures.Clusters) -> bool:
 
 def _one_gaussian(x: np.ndarray, found: mixtures.MixtureParams) -> bool:
     spread = x.std(axis=0)
-    mean = _close(found.means[0], x.mean(0), 0.02 * spread)
+    mean = _close(found.means[0], x.mean(0), 0.02 * spread + 1e-7 * np.abs(x.mean(0)))
     variance = np.asarray(found.covariances[0], np.float64)
     variance = variance if variance.ndim == 1 else np.diagonal(variance)
     return mean and _close(variance, spread**2, 0.02 * spread**2 + 1e-8)

@@ -259,7 +259,9 @@ def test_bad_arguments():
         evidence.gaussian_base(pj.models.rbm(2, 2), data)
     with pytest.raises(ValueError, match=r"data: expected shape \(N, 2\)"):
         evidence.gaussian_base(model, jnp.zeros((5, 3)))
-    for flat in (data, jnp.arange(10.0).reshape(5, 2), jnp.eye(2)):
+    with pytest.raises(ValueError, match="data: expected variance in every column, got column 0"):
+        evidence.gaussian_base(model, data)
+    for flat in (jnp.arange(10.0).reshape(5, 2), jnp.eye(2)):
         with pytest.raises(ValueError, match="data: expected variance in every direction"):
             evidence.gaussian_base(model, flat)
     with pytest.raises(ValueError, match="scale: expected a positive number, got 0"):

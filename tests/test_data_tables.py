@@ -25,7 +25,7 @@ def check(function: cases.Function, table: cases.Table) -> None:
     """Require one of two outcomes: a right result, or a short refusal that names the argument."""
     try:
         found = function.call(table.given)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, FloatingPointError) as error:
         message = str(error)
         assert message.startswith(function.names), f"{table.about}: {message}"
         assert len(message) < 400, f"{table.about}: {message[:400]}"

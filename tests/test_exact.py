@@ -137,3 +137,16 @@ def test_a_model_without_precision_is_not_normalisable():
     model = pj.product(visible, hidden=pj.experts.HiddenBank(visible, pj.units.Bernoulli(2)))
     with pytest.raises(ValueError, match="grow exponentially where no Gaussian"):
         pj.exact.log_z(model, model.init(jax.random.key(0)))
+
+
+def test_a_wide_sample_takes_no_more_memory_than_its_sum():
+    model = pj.models.rbm(50_000, 12)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+
+    def used(fn, *arguments):
+        compiled = jax.jit(fn).lower(*arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    log_z = used(lambda p: pj.exact.log_z(model, p), params)
+    sample = used(lambda k, p: pj.exact.sample(k, model, p), jax.random.key(0), params)
+    assert max(log_z, sample) < 5e7

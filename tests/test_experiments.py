@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +23,35 @@ from experiments import (
     benchmark,
     heavy_tails,
     mnist_rbm,
+    runs,
     student_t_evidence,
 )
 
 ROOT = Path(__file__).parent.parent
 SMOKE = dataclasses.replace(mnist_rbm.PRESETS["smoke"], ais_steps=20, sample_steps=5)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of two epochs, to be copied."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    config = dataclasses.replace(SMOKE, num_epochs=2, epochs_per_report=1, num_hidden=8)
+    mnist_rbm.train_and_evaluate(config, folder)
+    return folder
+
+
+@pytest.fixture
+def main(monkeypatch, capsys, tmp_path):
+    """Return a function that runs the command: its exit status and what it said."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["mnist_rbm", *args])
+        status = mnist_rbm.main()
+        output = capsys.readouterr()
+        return status, output.out + output.err
+
+    return run
 
 
 def command(*args: str) -> list[str]:
@@ -63,10 +88,127 @@ def test_smoke_run_writes_everything_a_user_looks_at(tmp_path):
         (["--dataset", "cifar"], "cifar"),
         (["--estimator", "magic"], "magic"),
         (["--ais-chains", "1"], "ais_chains"),
+        (["--visible", "gaussian"], "visible: expected a file in --data"),
+        (["--data", "nothing.csv"], "data: found no file"),
     ],
 )
 def test_impossible_options_end_in_one_clear_message(args, message, assert_refused):
     assert_refused(mnist_rbm.main, args, message)
+
+
+def test_resume_needs_the_workdir_only_and_may_train_on(finished, main, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = json.loads((run / "results.json").read_text())
+    status, said = main("--resume", "--workdir", str(run))
+    assert status == 0, said
+    again = json.loads((run / "results.json").read_text())
+    assert {k: again[k] for k in again if "log" in k} == {
+        k: before[k] for k in before if "log" in k
+    }
+    # Evaluated otherwise, without a step of training.
+    status, said = main("--resume", "--workdir", str(run), "--ais-steps", "30", "--ais-chains", "7")
+    assert status == 0, said
+    other = json.loads((run / "results.json").read_text())
+    assert (other["ais_steps"], other["ais_chains"], other["steps"]) == (30, 7, before["steps"])
+    # Trained longer: what is written down follows, so that the next resume needs nothing said.
+    status, said = main("--resume", "--workdir", str(run), "--num-epochs", "3")
+    assert status == 0, said
+    config = json.loads((run / "config.json").read_text())
+    assert (config["num_epochs"], config["num_hidden"], config["ais_steps"]) == (3, 8, 30)
+    assert pj.checkpoint.latest_step(run / "checkpoints") == 36
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [12, 24, 36]
+    for args, message in (
+        (["--num-epochs", "2"], "num_epochs: expected at least 3, which the run in"),
+        (["--seed", "7", "--num-epochs", "4"], "another config: seed=7 (was 0), says"),
+        (["--preset", "default"], "another config: preset='default' (was 'smoke')"),
+    ):
+        status, said = main("--resume", "--workdir", str(run), *args)
+        assert status == 1
+        assert message in said
+        assert json.loads((run / "config.json").read_text()) == config
+
+
+def test_resume_of_nothing_says_so(main, tmp_path):
+    for args in (["--workdir", "mistyped"], ["--workdir=~/mistyped"], []):
+        status, said = main("--preset", "smoke", "--resume", *args)
+        assert status == 1
+        assert "resume: no run lies in" in said
+    with pytest.raises(FileNotFoundError, match="no run lies in"):
+        mnist_rbm.train_and_evaluate(dataclasses.replace(SMOKE, resume=True), tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_without_config_are_a_run_too(finished, main, tmp_path):
+    run = tmp_path / "copied"
+    shutil.copytree(finished / "checkpoints", run / "checkpoints")
+    status, said = main("--preset", "smoke", "--seed", "7", "--workdir", str(run))
+    assert status == 1
+    assert "holds a run already; pass --resume" in said
+    status, said = main("--resume", "--workdir", str(run), "--seed", "7")
+    assert status == 1
+    assert "another config: seed=7 (was 0)" in said
+    assert "checkpoints" in said
+    status, said = main("--resume", "--workdir", str(run))
+    assert status == 0, said
+    assert (run / "config.json").read_text() == (finished / "config.json").read_text()
+    # With metrics.jsonl lost, the time it took is unknown and nothing else is.
+    whole, found = (json.loads((d / "results.json").read_text()) for d in (finished, run))
+    assert found["training_seconds"] is found["examples_per_second"] is None
+    assert found["test_log_likelihood"] == whole["test_log_likelihood"]
+    assert not (run / "figures" / "curves.png").exists()
+    # Another run's checkpoints beside a config are told apart.
+    config = json.loads((run / "config.json").read_text()) | {"seed": 7}
+    (run / "config.json").write_text(json.dumps(config))
+    status, said = main("--resume", "--workdir", str(run))
+    assert status == 1
+    assert "another config: seed=7 (was 0)" in said
+
+
+def test_configs_of_other_versions(finished, main, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"momentum": 0.9}))
+    status, said = main("--resume", "--workdir", str(run))
+    assert status == 1
+    assert "this version knows no momentum=0.9; go on with the version that wrote it" in said
+    # Options that came later have the defaults that hold what runs did before them.
+    earlier = {name: value for name, value in config.items() if name not in ("data", "visible")}
+    (run / "config.json").write_text(json.dumps(earlier))
+    status, said = main("--resume", "--workdir", str(run))
+    assert status == 0, said
+    (run / "config.json").write_text("{}")
+    shutil.rmtree(run / "checkpoints")
+    status, said = main("--resume", "--workdir", str(run))
+    assert status == 1
+    assert "holds a run without a config" in said
+
+
+def test_lines_that_are_no_records_are_dropped(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"step": 1, "seconds": 2.5}\n[3]\n{"epoch": 2}\n\xff\n{"step": 2, "seco')
+    found = runs.MetricsLog(log, 1)
+    assert found.records == [{"step": 1, "seconds": 2.5}]
+    assert (found.last("seconds", 1), found.last("seconds", 0)) == (2.5, 0.0)
+    assert np.isnan(found.last("seconds", 2))
+    found.append({"step": 2, "seconds": float("nan")})
+    assert np.isnan(runs.MetricsLog(log, 2).last("seconds", 2))
+
+
+def test_paths_with_a_home_folder_and_empty_ones(main, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    args = ["--preset", "smoke", "--ais-steps", "2", "--sample-steps", "1", "--num-epochs", "1"]
+    status, said = main(*args, "--workdir=~/x")
+    assert status == 0, said
+    assert [p.name for p in tmp_path.iterdir()] == ["home"]
+    assert {"config.json", "checkpoints", "figures"} <= {
+        p.name for p in (tmp_path / "home" / "x").iterdir()
+    }
+    for empty in (["--workdir="], ["--workdir", ""]):
+        status, said = main(*args, *empty)
+        assert status == 1
+        assert "workdir: expected a value, got an empty one" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["home"]
 
 
 def test_divergence_exits_non_zero_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -100,8 +242,9 @@ def test_killed_five_times_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     for attempt in range(5):
+        go_on = ["--resume"] if attempt else []
         process = subprocess.Popen(
-            command(*options, "--workdir", str(killed), "--resume"),
+            command(*options, "--workdir", str(killed), *go_on),
             cwd=ROOT,
             stderr=subprocess.DEVNULL,
             env=os.environ | cache,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import jax
 import numpy as np
@@ -146,9 +147,10 @@ def test_centroids_that_float32_cannot_say_are_refused():
     for value in (1e39, 9.96921e36):
         x = gaussian_data().astype(float)
         x[3, 1] = value
-        with pytest.raises(ValueError, match=rf"x: .* got {value:g}.* in row 3, column 1"):
+        with pytest.raises(
+            ValueError, match=rf"x: .* got {re.escape(f'{value:g}')}.* in row 3, column 1"
+        ):
             mixtures.kmeans(KEY, x, 2)
     # A constant column tells nothing apart, so loses nothing.
     mixed = np.column_stack([np.full(40, 2_460_000.3), days[:, 0] - 2_460_000])
-    assert_each_row_has_its_nearest(mixed[:, 1:], mixtures.kmeans(KEY, mixed, 2)._replace(
-        centroids=mixtures.kmeans(KEY, mixed, 2).centroids[:, 1:]))  # fmt: skip
+    np.testing.assert_array_equal(mixtures.kmeans(KEY, mixed, 2).assignments, near.assignments)

@@ -10,7 +10,6 @@ from mixture_cases import (
     COVARIANCES,
     KEY,
     K,
-    assert_same_params,
     gaussian_data,
     log_probs,
     numpy_em,
@@ -19,7 +18,7 @@ from mixture_cases import (
     posteriors,
     random_mixture,
 )
-from scipy import special
+from scipy import special, stats
 from sklearn.mixture import GaussianMixture
 
 from poejax import mixtures
@@ -90,7 +89,7 @@ def test_em_in_any_dtype(dtype, offset):
 
 
 def test_whole_numbers_of_64_bits_and_bits():
-    far = (16 * X).astype(np.int64) + 3_000_000_000
+    far = (16_000 * X).astype(np.int64) + 3_000_000_000
     params, _ = mixtures.fit_em(KEY, far, 1, ridge=0.0)
     np.testing.assert_allclose(params.means[0], far.mean(axis=0), rtol=1e-7)
     np.testing.assert_allclose(params.covariances[0], np.cov(far.T, ddof=0), rtol=1e-4)
@@ -138,7 +137,7 @@ def test_what_float32_cannot_say_is_refused_with_its_place_and_the_way_out():
 
 
 def test_one_fill_value_leaves_the_other_rows_their_digits():
-    x = X.copy()
+    x = X.astype(np.float32)
     x[5] = 1e15
     params, _ = mixtures.fit_em(KEY, x, 2)
     rest = np.delete(X, 5, axis=0)
@@ -148,12 +147,17 @@ def test_one_fill_value_leaves_the_other_rows_their_digits():
     np.testing.assert_allclose(params.means[1 - k], x[5], rtol=1e-6)
 
 
+@jax.jit
+def fit_without_a_ridge(x):
+    return mixtures.fit_em(KEY, x, 2, covariance="diag", ridge=0.0)[1]
+
+
 @pytest.mark.parametrize("constant", [0.0, 0.1, 7.1, 1e6 + 0.1, 1e-20, 1e12])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_constant_columns_are_told_whatever_the_constant(constant, dtype):
     x = np.column_stack([X, np.full(len(X), constant)]).astype(dtype)
     for covariance in ("full", "diag"):
-        with pytest.raises(FloatingPointError, match="ridge: .*column 2 of x is constant"):
+        with pytest.raises(FloatingPointError, match=r"ridge: .*column 2 of x is constant"):
             mixtures.fit_em(KEY, x, 2, covariance=covariance, ridge=0.0)
     # By default its variance is the documented floor, which nothing else of the fit depends on.
     params, report = mixtures.fit_em(KEY, x, 2, covariance="diag")
@@ -164,13 +168,12 @@ def test_constant_columns_are_told_whatever_the_constant(constant, dtype):
     assert ((floor > 1e-7) & (floor < 1e-4)).all()
     gain = report.log_likelihood[-1] - report_alone.log_likelihood[-1]
     np.testing.assert_allclose(gain, -0.5 * np.log(2 * np.pi * floor[0]), rtol=1e-3)
-    traced = jax.jit(lambda x: mixtures.fit_em(KEY, x, 2, covariance="diag", ridge=0.0)[1])
-    assert not traced(x).converged
+    assert not fit_without_a_ridge(x).converged
 
 
 def test_collinear_columns_are_told_in_float64():
     rng = np.random.default_rng(0)
-    x = 1e6 + rng.normal(size=(200, 3)) * [1, 30, 0.1]
+    x = 1e4 + rng.normal(size=(200, 3)) * [1, 30, 0.1]
     x = np.column_stack([x, 2 * x[:, 0] - x[:, 2]]).astype(np.float64)
     with pytest.raises(FloatingPointError, match="column 3 of x is, to rounding, a sum"):
         mixtures.fit_em(KEY, x, 2, ridge=0.0)
@@ -241,22 +244,21 @@ def test_samples_scale_with_their_mixture(covariance):
 
 
 def test_densities_of_64_bit_whole_numbers():
-    params = mixtures.MixtureParams(np.zeros(1), np.full((1, 2), 3e9), np.full(1, 1e6))
+    params = mixtures.MixtureParams(np.zeros(1), np.full((1, 2), 3e9), np.full((1, 2), 1e6))
     event = np.array([3_000_000_000, 3_000_002_048])
-    expected = numpy_log_joint(params, event[None].astype(float))[0, 0]
+    expected = stats.multivariate_normal(params.means[0], 1e6).logpdf(event)
     np.testing.assert_allclose(mixtures.log_prob(params, event), expected, rtol=1e-5)
 
 
 def test_widths_may_be_mixed_under_x64():
     with jax.enable_x64(True):
-        start = starting_at("full")
-        for dtype in (np.float32, np.float64, np.int64):
+        for dtype, wide in ((np.float32, False), (np.float64, True), (np.int64, True)):
             x = (16 * X).astype(dtype)
-            params, _ = mixtures.fit_em(KEY, x, K, init="kmeans", max_steps=2)
-            assert params.means.dtype == (np.float32 if dtype == np.float32 else np.float64)
-            assert mixtures.kmeans(KEY, x, K).assignments.dtype == np.int32
-        fits = [fit(X.astype(dtype), "full") for dtype in (np.float32, np.float64)]
-        assert_same_params(*(params for params, _ in fits), 1e-4)
-        bits = mixtures.fit_em_bernoulli(KEY, (X > 0).astype(np.int64), 2, init="kmeans")[0]
+            params, _ = mixtures.fit_em(KEY, x, 2, covariance="diag", max_steps=1)
+            assert params.means.dtype == (np.float64 if wide else np.float32)
+        found = mixtures.kmeans(KEY, X, 2, weights=np.ones(len(X), int))
+        assert (found.centroids.dtype, found.assignments.dtype) == (np.float64, np.int32)
+        params, _ = fit(X.astype(np.float32), "full")  # of a start in float64
+        assert params.means.dtype == np.float32
+        bits, _ = mixtures.fit_em_bernoulli(KEY, (X > 0).astype(np.int64), 2, init="kmeans")
         assert np.isfinite(bits.logits).all()
-        assert start.means.dtype == np.float64

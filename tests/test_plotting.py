@@ -230,3 +230,49 @@ def test_every_kind_of_figure_can_be_written(tmp_path):
 def test_pyplot_is_never_imported():
     code = "import sys, poejax.plotting; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_marginals_have_a_bar_per_value_or_bins_that_hold_everything():
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.integers(0, 3, 200), rng.standard_normal(200)], axis=1)
+    y = np.stack([np.full(50, 2), np.full(50, 1e6)], axis=1)
+    bars, steps = plotting.marginals(
+        x, y, names=["few", "a name that is longer than its panel"]
+    ).axes
+    heights = np.reshape([bar.get_height() for bar in bars.patches], (2, 3))
+    np.testing.assert_allclose(heights[0], np.bincount(x[:, 0].astype(int)) / 200)
+    np.testing.assert_allclose(heights[1], [0, 0, 1])
+    assert [tick.get_text() for tick in bars.get_xticklabels()] == ["0", "1", "2"]
+    data, samples = (patch.get_data() for patch in steps.patches)
+    assert data.values.sum() == pytest.approx(1)
+    assert data.edges[0] == x[:, 1].min()
+    # What lies beyond the data is counted at their end.
+    np.testing.assert_allclose(samples.values, np.eye(len(samples.values))[-1])
+    assert steps.get_title() == "a name that is longer th"
+    assert len(plotting.marginals(np.ones((3, 40)), np.ones((2, 40)), num_shown=5).axes) == 5
+
+
+def test_moments_are_those_of_numpy_and_say_nothing_of_what_is_standardised():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((90, 4)) + np.arange(4), rng.standard_normal((50, 4))
+    panels = {axes.get_title(): axes.lines[1].get_xydata() for axes in plotting.moments(x, y).axes}
+    assert list(panels) == ["mean", "variance", "correlation"]
+    np.testing.assert_allclose(panels["mean"], np.stack([x.mean(0), y.mean(0)], 1))
+    np.testing.assert_allclose(panels["variance"], np.stack([x.var(0), y.var(0)], 1))
+    pairs = np.triu_indices(4, 1)
+    both = [np.corrcoef(v, rowvar=False)[pairs] for v in (x, y)]
+    np.testing.assert_allclose(panels["correlation"], np.stack(both, 1))
+    standardised = (x - x.mean(0)) / x.std(0)
+    (only,) = plotting.moments(standardised, y).axes
+    assert only.get_title() == "correlation"
+    with pytest.raises(
+        ValueError, match=r"expected \[N, D\] and \[M, D\], got \[\(90, 4\), \(50, 3\)"
+    ):
+        plotting.moments(x, y[:, :3])
+
+
+def test_save_knows_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    plotting.save(plotting.grid(np.eye(4), (2, 2)), "~/pictures/eye.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["pictures"]

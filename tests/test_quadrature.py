@@ -210,3 +210,34 @@ def test_a_density_that_grows_is_refused(power):
     with pytest.raises(ValueError, match=r"log_z \(quadrature\): expected"):
         pj.exact.log_z(model, params)
     assert not np.isfinite(jax.jit(lambda p: pj.exact.log_z(model, p))(params))
+
+
+PLANE = units.Gaussian(2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wide", "models"),
+    [
+        ("bfloat16", False, [pj.product(PLANE, heavy=experts.StudentT(PLANE, 4))]),
+        ("float32", True, [pj.product(PLANE, heavy=experts.StudentT(PLANE, 4))]),
+        (
+            "float16",
+            True,
+            [
+                pj.product(PLANE, heavy=experts.StudentT(PLANE, 2)),
+                pj.product(PLANE, bias=experts.Bias(PLANE), one=experts.Gaussian(PLANE)),
+                pj.models.gaussian_rbm(4, 3),
+                pj.models.rbm(4, 3),
+            ],
+        ),
+    ],
+    ids=["quadrature", "quadrature in 64 bits", "other methods"],
+)
+def test_parameters_of_any_dtype_give_what_their_numbers_give(dtype, wide, models):
+    for model in models:
+        with jax.enable_x64(wide):
+            params = model.init(jax.random.key(0))
+            params = jax.tree.map(lambda leaf: (leaf + 0.3).astype(dtype), params)
+            same = jax.tree.map(lambda leaf: leaf.astype(float), params)
+            expected = pj.exact.log_z(model, same)
+            assert float(pj.exact.log_z(model, params)) == pytest.approx(float(expected), rel=1e-6)

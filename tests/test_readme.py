@@ -12,14 +12,16 @@ TEXT = (Path(__file__).parent.parent / "README.md").read_text()
 
 def test_python_blocks_run_and_reach_what_they_say(capsys):
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
-    likelihood = float(capsys.readouterr().out.split()[0])
-    assert -2.9 < likelihood < -2.5993
+    patterns, pressures = map(float, capsys.readouterr().out.split())
+    assert -2.9 < patterns < -2.5993
     assert names["chains"].x.shape == (100, 9)
-    assert np.shape(names["params"]["style"]["w"]) == (794, 10)
+    # Ten independent columns of deviation ½ have -10 (½ log 2πe - log 2) nats per row.
+    assert abs(pressures + 10 * (0.5 * np.log(2 * np.pi * np.e) - np.log(2))) < 0.2
+    assert np.shape(names["params"]["coordinates"]["origin"]) == (10,)
 
 
 def test_both_commands_install_from_this_repository():

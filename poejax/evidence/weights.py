@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +60,9 @@ def pareto_k(log_weights: Array) -> Array:
     n = log_weights.shape[0]
     size = min(n // 5, math.ceil(3 * math.sqrt(n)))
     if size < _MIN_TAIL:
-        return jnp.asarray(jnp.nan, log_weights.dtype)
+        # Of NumPy: under jax_debug_nans an array of JAX must not hold NaN.
+        unknown: Any = np.asarray(np.nan, log_weights.dtype)
+        return unknown
     ordered = jnp.sort(log_weights)
     ordered = jnp.exp(ordered - ordered[-1])
     x = ordered[-size:] - ordered[-size - 1]  # excesses over the cut, rising

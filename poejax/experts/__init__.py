@@ -1,6 +1,6 @@
 """Expert families, one per file."""
 
-from poejax.experts.base import Expert
+from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.experts.bias import Bias
 from poejax.experts.gaussian import Gaussian
 from poejax.experts.gaussian_mixture import GaussianMixture
@@ -25,5 +25,7 @@ __all__ = [
     "StudentT",
     "Tails",
     "Unigauss",
+    "get_beta",
     "mixture",
+    "set_beta",
 ]

@@ -299,7 +299,7 @@ def _average(
         states, new = take(states, index)
         # A running mean: a sum of many terms would lose digits, and move what is held.
         # Never divided by 0: where's other branch would make gradients NaN.
-        step = jnp.maximum(count, 1)
+        step = jnp.maximum(count, 1).astype(jnp.result_type(float))
 
         def one(mean: Array, rest: Array, v: Array) -> tuple[Array, Array]:
             return add(mean, rest, jnp.where(count > 0, ((v - mean) - rest) / step, 0.0))

@@ -103,6 +103,8 @@ def params(params: Any, kind: type[Any], **shapes: tuple[int, ...]) -> None:
 
 def non_negative(name: str, value: float) -> None:
     """Require a finite number >= 0."""
+    if not _checks.is_real(value):
+        raise TypeError(f"{name}: expected one number, got {_checks.describe(value)}")
     if _checks.is_concrete(value) and not 0 <= float(value) < float("inf"):
         raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
 

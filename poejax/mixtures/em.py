@@ -78,7 +78,7 @@ def log_prob(params: Mixture, x: Array) -> Array:
       x: one event [D].
 
     Returns:
-      nats, []; -inf where the density underflows even so, with finite gradients.
+      nats, []; -inf where it is beyond floating point, with the gradient that is not.
 
     Raises:
       ValueError: if `x` is no single event.

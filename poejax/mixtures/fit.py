@@ -19,6 +19,7 @@ from poejax.mixtures.gaussian import MixtureParams
 from poejax.types import Array
 
 _NUM_AXES = {"full": 3, "diag": 2, "spherical": 1}
+_FAR_OFF = 64.0  # typical deviations
 _RIDGE = 1e-6  # of a column's squared typical deviation, unless given
 
 
@@ -157,8 +158,10 @@ def _fit(
         is_alive = counts > 10 * jnp.finfo(x.dtype).eps
         safe = jnp.where(is_alive, counts, 1)
         means = em.matmul(r.T, x) / safe[:, None]
+        eps = 4 * jnp.finfo(x.dtype).eps
         covariances = jax.lax.map(
-            lambda c: _covariance(covariance, x, c[0], c[1] / c[2], ridge), (means, r.T, safe)
+            lambda c: _covariance(covariance, x - c[0], c[1] / c[2], ridge, eps * jnp.abs(c[0])),
+            (means, r.T, safe),
         )
         new = MixtureParams(em.log_shares(counts), means, covariances)
         keep = old._replace(log_weights=new.log_weights)
@@ -168,7 +171,7 @@ def _fit(
 
     def shared(means: Array, centres: Array, counts: Array) -> MixtureParams:
         shares = weigh(jnp.full(len(x), 1 / len(x), x.dtype))
-        pooled = _covariance(covariance, x, centres, shares, ridge)
+        pooled = _covariance(covariance, x - centres, shares, ridge, jnp.zeros_like(ridge))
         covariances = jnp.broadcast_to(pooled, (num_components, *pooled.shape))
         return MixtureParams(em.log_shares(counts), means, covariances)
 
@@ -198,14 +201,11 @@ def _fit(
     )
 
 
-def _covariance(kind: str, x: Array, mean: Array, shares: Array, ridge: Array) -> Array:
-    # x [N, D], mean [D] or one for each row, shares [N] of sum 1, ridge [D].
-    residuals = x - mean
+def _covariance(kind: str, residuals: Array, shares: Array, ridge: Array, rounding: Array) -> Array:
+    # residuals [N, D], shares [N] of sum 1, ridge [D], rounding [D] of the residuals.
     variances = em.matmul(shares, residuals**2)
     # What rounding leaves of nothing is nothing: a variance of 1e-16 would be a precision of 1e16.
-    eps = 4 * float(jnp.finfo(x.dtype).eps)
-    nothing = variances <= (eps * jnp.max(jnp.abs(mean.reshape(-1, x.shape[1])), axis=0)) ** 2
-    variances = jnp.where(nothing, 0, variances)
+    variances = jnp.where(variances <= rounding**2, 0, variances)
     if kind == "full":
         scatter = em.matmul((shares[:, None] * residuals).T, residuals)
         return jnp.where(jnp.eye(len(ridge), dtype=bool), jnp.diag(variances + ridge), scatter)
@@ -268,7 +268,7 @@ def _check_result(
             "set jax_enable_x64"
         )
     steps = np.spacing(abs(means).astype(dtype)).astype(np.float64)
-    coarse = (4 * steps > np.sqrt(variances)) & ~frame.is_constant
+    coarse = (2 * steps > np.sqrt(variances)) & ~frame.is_constant
     for k, column in np.argwhere(coarse):
         if frames.is_lossy(x, column):
             what = f"and a component of {np.sqrt(variances[k, column]):.3g}"
@@ -282,11 +282,14 @@ def _dependent(y: Any, floor: Any, covariance: str) -> str:
     """
     if not (isinstance(y, np.ndarray) and _checks.is_concrete(floor)):
         return ""
-    enough = 10 * np.finfo(y.dtype).eps
+    enough = float(np.finfo(y.dtype).eps)
     if covariance == "spherical" or (np.asarray(floor, np.float64) >= enough).all():
         return ""
-    floor = np.broadcast_to(np.asarray(floor, np.float64), y.shape[1:])
-    mean = y.mean(axis=0, dtype=np.float64)
+    # Few rows far off would make all others look alike.
+    y = y[abs(y).max(axis=1) <= _FAR_OFF]
+    if not len(y):
+        return ""
+    floor, mean = np.asarray(floor, np.float64), y.mean(axis=0, dtype=np.float64)
     if covariance == "diag":
         scatter = np.diag(np.square(y - mean).mean(axis=0, dtype=np.float64) + floor)
     else:

@@ -11,6 +11,7 @@ from poejax.mixtures import em
 from poejax.types import Array
 
 _HALF_LOG_2PI = 0.9189385332046727
+_FAR = 2.0**40  # standard deviations beyond which squares may overflow
 
 
 class MixtureParams(NamedTuple):
@@ -42,28 +43,22 @@ class MixtureParams(NamedTuple):
         there it is that of the nearest, and the rest comes from differences of distances.
         """
         scales, roots = _roots(self.covariances, self.covariances.ndim == 3)
-        limits = jnp.finfo(jnp.result_type(self.means))
-        # Powers of two: squares neither of distances / unit nor, below the limit, of distances
-        # overflow or vanish.
-        unit, limit = 2.0 ** int(0.55 * limits.maxexp), 2.0 ** int(0.3 * limits.maxexp)
-        largest = float(limits.max)
+        largest = float(jnp.finfo(jnp.result_type(self.means)).max)
 
         def one(component: tuple[Array, Array, Array | None]) -> tuple[Array, Array, Array]:
             mean, scale, root = component
-            whitened = jnp.clip((x - mean) / scale, -largest, largest) / unit
+            whitened = jnp.clip((x - mean) / scale, -largest, largest)
             log_scales = jnp.log(jnp.broadcast_to(scale, mean.shape))
             if root is not None:
-                whitened = jax.scipy.linalg.solve_triangular(root, whitened, lower=True)
-                whitened = jnp.clip(whitened, -largest / unit, largest / unit)
+                whitened = _solve(root, whitened)
                 log_scales = log_scales + jnp.log(jnp.diag(root))
             log_norm = -jnp.sum(log_scales + _HALF_LOG_2PI)
-            return log_norm, jnp.sum((whitened * unit) ** 2), jnp.sum(whitened**2)
+            return log_norm, jnp.sum(whitened**2), _norm(whitened)
 
         # One component after the other: a batch of events then needs N x D, not N x K x D, memory.
-        log_norms, squares, far_squares = jax.lax.map(one, (self.means, scales, roots))
-        is_far = far_squares > (limit / unit) ** 2
-        distances = unit * jnp.sqrt(jnp.where(is_far, far_squares, 1))
-        distances = jnp.minimum(distances, largest)
+        log_norms, squares, distances = jax.lax.map(one, (self.means, scales, roots))
+        is_far = distances > _FAR
+        squares, distances = jnp.where(is_far, 0, squares), jnp.where(is_far, distances, _FAR)
         near = log_norms - 0.5 * jnp.where(is_far, distances * distances, squares)
         # The result does not depend on the reference, so it carries no gradient.
         least = jax.lax.stop_gradient(distances.min())
@@ -89,3 +84,35 @@ def _roots(covariances: Array, is_full: bool) -> tuple[Array, Array | None]:
     scales = jnp.sqrt(jnp.diagonal(covariances, axis1=-2, axis2=-1))
     correlations = covariances / scales[..., :, None] / scales[..., None, :]
     return scales, jnp.linalg.cholesky(correlations)
+
+
+@jax.custom_jvp
+def _norm(x: Array) -> Array:
+    """Return ‖x‖ though its square overflow, in value and gradient; less than 1 it is rough."""
+    unit = 2.0 ** int(0.55 * jnp.finfo(x.dtype).maxexp)
+    return jnp.minimum(unit * jnp.sqrt(jnp.sum((x / unit) ** 2)), float(jnp.finfo(x.dtype).max))
+
+
+@_norm.defjvp
+def _norm_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    norm = _norm(x)
+    return norm, jnp.sum(x / jnp.where(norm > 1, norm, 1) * tangent)
+
+
+@jax.custom_jvp
+def _solve(root: Array, x: Array) -> Array:
+    """Return root⁻¹ x, root [D, D] lower triangular, though what is subtracted overflow."""
+    size = jnp.max(jnp.abs(x))
+    unit = jnp.where(size > _FAR, size, 1)
+    found = unit * jax.scipy.linalg.solve_triangular(root, x / unit, lower=True)
+    largest = float(jnp.finfo(x.dtype).max)
+    return jnp.clip(found, -largest, largest)
+
+
+@_solve.defjvp
+def _solve_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (root, x), (root_tangent, x_tangent) = primals, tangents
+    found = _solve(root, x)
+    moved = x_tangent - em.matmul(root_tangent, found)
+    return found, jax.scipy.linalg.solve_triangular(root, moved, lower=True)

@@ -1,6 +1,6 @@
 """Exponential families of one block of units."""
 
-from poejax.units.base import Unit
+from poejax.units.base import Unit, VectorUnit
 from poejax.units.discrete import Bernoulli, Categorical, Spin
 from poejax.units.gaussian import GaussianDiag, StandardGaussian
 from poejax.units.gaussian_full import Gaussian
@@ -17,4 +17,5 @@ __all__ = [
     "Spin",
     "StandardGaussian",
     "Unit",
+    "VectorUnit",
 ]
