@@ -151,7 +151,7 @@ def fit_gaussian_rbm(
     num_passes: int,
     weights: Any = None,
     optimizer: str = "adam",
-    learning_rate: float = 0.01,
+    learning_rate: float = 0.1,
     batch_size: int = 10,
     num_chains: int = 100,
     num_gibbs_steps: int = 1,

@@ -77,3 +77,18 @@ def test_an_optimizer_is_the_same_object_for_the_same_arguments():
     assert optimizer is recipes.gaussian_rbm_optimizer(0.1, 100, "sgd")
     with pytest.raises(ValueError, match="method: expected one of adam, sgd, got 'rmsprop'"):
         recipes.gaussian_rbm_optimizer(0.1, 100, "rmsprop")
+
+
+def test_far_rows_bound_the_precision():
+    # Heavy tails: the bulk is narrow, and a Gaussian of its width would lose far rows.
+    x = np.random.default_rng(0).standard_t(2.5, size=(300, 2))
+    fit = recipes.fit_gaussian_rbm(
+        jax.random.key(0), x, 4, num_passes=40, batch_size=20, learning_rate=0.3
+    )
+    y = np.linalg.solve(np.asarray(fit.params["coordinates"]["scale"]), (x - x.mean(0)).T).T
+    precision = np.exp(np.asarray(fit.state.params["bias"]["field"]["log_precision"]))
+    assert fit.gain > 0
+    assert (0.5 * (precision - 1) * (y**2).max(0) / 300 < 0.0301).all()
+    assert _score(fit, np.random.default_rng(1).standard_t(2.5, size=(2000, 2))) > _gaussian_score(
+        x, np.random.default_rng(1).standard_t(2.5, size=(2000, 2))
+    )

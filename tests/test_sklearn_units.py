@@ -58,9 +58,7 @@ def _enumerated(rbm, x):
     return mixed - np.log(np.diag(scale)).sum()
 
 
-@pytest.mark.parametrize(
-    ("offset", "scale"), [(0.0, 1.0), (300.0, 1e-2), (1e4, 1.0), (1e6, 1e3), (0.0, 1e-6)]
-)
+@pytest.mark.parametrize(("offset", "scale"), [(300.0, 1e-2), (1e4, 1.0), (1e6, 1e3), (0.0, 1e-6)])
 def test_real_values_are_scored_in_their_own_units(offset, scale):
     x = offset + scale * _reals()
     rbm = RBM(**REAL | {"learning_rate": 0.03}).partial_fit(x).partial_fit(x)
@@ -147,7 +145,7 @@ def test_codes_are_learned_scored_drawn_and_filled_in():
 
 def test_bits_are_drawn_and_filled_in():
     x = pj.datasets.bars_and_stripes(2).astype(float)
-    rbm = RBM(8, n_iter=1500, batch_size=8, random_state=0).fit(x)
+    rbm = RBM(8, n_iter=200, batch_size=8, random_state=0).fit(x)
     p = np.asarray(pj.exact.probabilities(rbm.model_, rbm.params_), float)
     drawn = rbm.sample(1000, n_steps=100).astype(int) @ 2 ** np.arange(4)
     found = np.bincount(drawn, minlength=16) / 1000
@@ -181,8 +179,8 @@ def test_integer_weights_are_repetitions(options, x):
 
 @pytest.mark.parametrize("options", [SMALL, REAL, CODES], ids=["bits", "reals", "codes"])
 def test_weights_of_any_kind_move_the_base_rates(options):
-    x = {"gaussian": _reals(), "categorical": _copies(60)}.get(options.get("visible"), _bits(60))
-    weights = np.random.default_rng(2).random(60) + (x[:, 0] > 0)
+    x = {"gaussian": _reals(), "categorical": _copies(60)}.get(options.get("visible"), _bits())
+    weights = np.random.default_rng(2).random(len(x)) + (x[:, 0] > 0)
     share = weights / weights.sum()
     rbm = RBM(**options | {"learning_rate": 1e-6}).fit(x, sample_weight=weights)
     mean = share @ (x == 1 if options is CODES else x)
@@ -203,14 +201,13 @@ def test_weights_of_any_kind_move_the_base_rates(options):
 
 @pytest.mark.parametrize("form", [scipy.sparse.csr_matrix, scipy.sparse.csc_array])
 def test_sparse_rows_are_the_dense_ones(form):
-    x = _bits(50, 12)
+    x = _bits()
     dense, sparse = RBM(**SMALL).fit(x), RBM(**SMALL).fit(form(x))
     np.testing.assert_array_equal(sparse.transform(form(x)), dense.transform(x))
     np.testing.assert_array_equal(sparse.score_samples(form(x)), dense.score_samples(x))
     dense.partial_fit(x)
     sparse.partial_fit(form(x))
     np.testing.assert_array_equal(sparse.components_, dense.components_)
-    np.testing.assert_array_equal(RBM(**REAL).fit(form(x)).transform(x[:9]).shape, (9, 3))
 
 
 def test_sparse_rows_too_many_to_be_dense_go_by_blocks(monkeypatch):
@@ -227,14 +224,15 @@ def test_sparse_rows_too_many_to_be_dense_go_by_blocks(monkeypatch):
         whole.score_samples(sparse),
         np.concatenate([whole.score_samples(v) for v in np.split(x, 4)]),
     )
-    half = RBM(**options | {"n_iter": 1}).fit(sparse, sample_weight=rng.random(200))
-    assert half.transform(sparse).shape == (200, 4)
+    weighted = RBM(**options).fit(sparse, sample_weight=rng.random(200))
+    assert weighted.score(sparse) > -1.0
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_values_beyond_the_unit_interval_by_rounding_are_clipped(dtype):
     eps = np.finfo(dtype).eps
-    x = np.array([[0.0, 1 + eps], [-eps, 0.5], [1.0, 0.0]], dtype)
+    x = np.random.default_rng(0).random((40, 6)).astype(dtype)
+    x[0, :2] = 1 + eps, -eps
     exact = np.clip(x, 0, 1)
     np.testing.assert_array_equal(
         RBM(**SMALL).fit(x).components_, RBM(**SMALL).fit(exact).components_
@@ -242,8 +240,8 @@ def test_values_beyond_the_unit_interval_by_rounding_are_clipped(dtype):
     with pytest.raises(ValueError, match=r"expected probabilities in \[0, 1\]"):
         RBM(**SMALL).fit(x + dtype(1e-3))
     rng = np.random.default_rng(0)
-    scaled = MinMaxScaler().fit_transform(rng.normal(size=(500, 20)) * 1e3)
-    RBM(**SMALL | {"n_iter": 1}).fit(scaled)
+    scaled = MinMaxScaler().fit_transform(rng.normal(size=(40, 6)) * 1e3)
+    RBM(**SMALL).fit(scaled)
 
 
 @pytest.mark.parametrize(("there", "here"), [("rbg", "threefry2x32"), ("threefry2x32", "rbg")])
