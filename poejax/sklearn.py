@@ -265,10 +265,11 @@ class RBM(Learner, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def _weights(self, X: Any, sample_weight: npt.ArrayLike | None) -> Matrix | None:
         if sample_weight is None:
             return None
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not weights.any():
+        if np.ndim(sample_weight) == 1 and not np.any(sample_weight):
             raise ValueError("sample_weight: expected some weight above zero, got zeros")
-        return np.asarray(weights)
+        return np.asarray(
+            _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        )
 
     def _check_options(self) -> None:
         for name in ("n_components", "batch_size", "n_iter", "n_chains", "n_gibbs_steps"):

@@ -145,6 +145,9 @@ class Learner:
             preprocess=self._kind.preprocess,
             average=self.visible == "gaussian",
         )
+        if self.visible == "gaussian":
+            opt_state = recipes.bound_precision(self._state.opt_state, rows)
+            self._state = self._state._replace(opt_state=opt_state)
 
     def _discrete_model(self, X: Matrix) -> Product:
         if self.visible == "bernoulli":
