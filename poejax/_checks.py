@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 from typing import Any
 
@@ -174,12 +175,15 @@ def floating_params(name: str, tree: Any) -> None:
             raise TypeError(f"{where}: expected a floating dtype, got {leaf.dtype}")
 
 
-def kernel_factory(name: str, value: Any) -> None:
-    """Require None or a function from a product to a kernel."""
-    if value is not None and (not callable(value) or hasattr(value, "step")):
-        raise TypeError(
-            f"{name}: expected a function from a product to its kernel, such as "
-            f"kernels.block_gibbs, got {value!r}"
+def kernel_of(name: str, value: Any, model: Any) -> None:
+    """Require None or a kernel of a model."""
+    if value is None:
+        return
+    kernel(name, value)
+    if not dataclasses.is_dataclass(value) or getattr(value, "model", None) != model:
+        raise ValueError(
+            f"{name}: expected a kernel of the model itself, such as kernels.block_gibbs(model), "
+            f"got one of {getattr(value, 'model', None)}"
         )
 
 

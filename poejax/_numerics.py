@@ -1,4 +1,4 @@
-"""Long sums and large intermediates: what stands in more than one room."""
+"""Dtypes, long sums and large intermediates: what stands in more than one room."""
 
 from __future__ import annotations
 
@@ -6,10 +6,37 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from poejax.types import Array, PyTree
 
 T = TypeVar("T", bound=PyTree)
+
+HALF_LOG_2PI = 0.9189385332046727
+
+
+def as_float(x: Array) -> Array:
+    """Return `x` in a floating dtype: events may be stored as bool or small integers."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+
+
+def at_least_float32(v: Array) -> Array:
+    """Return `v` in float32 or wider: in bfloat16 an event of odds 0.001 would fire at 0.008."""
+    return v.astype(jnp.promote_types(v.dtype, jnp.float32))
+
+
+def mean_of_rows(x: Array, weights: Array | None = None) -> Array:
+    """Return the mean [...] of a batch [N, ...], weighted or not, in float32 or wider."""
+    x = at_least_float32(as_float(x))
+    if weights is None:
+        return jnp.mean(x, axis=0)
+    return jnp.tensordot(jnp.asarray(weights / jnp.sum(weights), x.dtype), x, 1)
+
+
+def widen(tree: PyTree) -> PyTree:
+    """Return the tree with every leaf in float32 or wider, whatever it is stored in."""
+    return jax.tree.map(lambda leaf: at_least_float32(jnp.asarray(leaf)), tree)
 
 
 def add(total: Array, rest: Array, term: Array) -> tuple[Array, Array]:

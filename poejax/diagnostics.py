@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from poejax import _checks
+from poejax._numerics import as_float
 from poejax.product import Product
 from poejax.types import Array, Event, Params
-from poejax.units import Bernoulli, Categorical, Unit
-from poejax.units.base import as_float
-from poejax.units.discrete import BinaryUnit
+from poejax.units import Unit
 
 
 def pseudo_log_likelihood(
@@ -22,7 +23,8 @@ def pseudo_log_likelihood(
 
     Args:
       rng_key: one typed key, used to choose sites.
-      model: a product over Bernoulli, Spin or Categorical units.
+      model: a product over one block of units of finitely many values (Bernoulli, Spin,
+        Categorical, Binomial).
       params: its parameters.
       x: one event [D] or, if categorical, [D, C]; use `jax.vmap` for a batch.
       num_sites: number of distinct sites drawn at random and scaled up by D / num_sites, an
@@ -49,7 +51,7 @@ def neighbour_log_ratios(model: Product, params: Params, x: Event, sites: Array)
     """Return log f(x') - log f(x) for every x' that differs from x at one of `sites`.
 
     Args:
-      model: a product over Bernoulli, Spin or Categorical units of C values.
+      model: a product over one block of units of C values.
       params: its parameters.
       x: one event.
       sites: indices of sites, [S].
@@ -65,7 +67,7 @@ def neighbour_log_ratios(model: Product, params: Params, x: Event, sites: Array)
     visible = model.visible
     _checks.shape("x", x, visible.event_shape, visible)
     x, sites = as_float(x), jnp.asarray(sites)
-    values = _other_values(visible, x[sites])
+    values = _other_values(visible, visible.value_index(x)[sites], x.dtype)
 
     def log_bases(site: Array, values: Array) -> Array:
         return jax.vmap(lambda value: visible.log_base(x.at[site].set(value)))(values)
@@ -74,23 +76,18 @@ def neighbour_log_ratios(model: Product, params: Params, x: Event, sites: Array)
     return base + model.log_ratios(params, x, sites, values)
 
 
-def _other_values(visible: Unit, x: Array) -> Array:
-    """Return the other values of sites that hold `x` [S, ...], [S, C - 1, ...]."""
-    if isinstance(visible, Categorical):
-        others = jnp.arange(visible.num_classes - 1)
-        others = others + (others >= jnp.argmax(x, axis=-1)[:, None])
-        return jax.nn.one_hot(others, visible.num_classes, dtype=x.dtype)
-    return (1 - x if isinstance(visible, Bernoulli) else -x)[:, None]
+def _other_values(visible: Unit, x: Array, dtype: Any) -> Array:
+    """Return the other values of sites of which `x` [S] is the value's number, [S, C - 1, ...]."""
+    others = jnp.arange((visible.num_values or 1) - 1)
+    return visible.value_at(others + (others >= x[:, None]), dtype)
 
 
 def check_sites(model: Product, num_sites: int | None = None) -> int:
     """Return `num_sites`, all if None, or raise unless the units are discrete and have as many."""
     _checks.model("model", model)
     visible = model.visible
-    if not isinstance(visible, (BinaryUnit, Categorical)):
-        raise ValueError(
-            f"model: expected Bernoulli, Spin or Categorical visible units, got {visible}"
-        )
+    if visible.num_values is None:
+        raise ValueError(f"model: expected visible units of finitely many values, got {visible}")
     size = visible.num_sites
     num_sites = size if num_sites is None else _checks.positive_int("num_sites", num_sites)
     if num_sites > size:

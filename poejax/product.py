@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from poejax import _border, _checks
 from poejax.experts import Expert, combine
+from poejax.experts._presence import set_present, split_present
 from poejax.types import Array, Event, Field, Latent, Params, PyTree
 from poejax.units import Unit
 
@@ -35,6 +38,10 @@ class Product(Expert):
     def experts(self) -> dict[str, Expert]:
         """The experts by name."""
         return dict(self.items)
+
+    @property
+    def parts(self) -> tuple[tuple[str, Expert], ...]:
+        return self.items
 
     @property
     def has_scale_latents(self) -> bool:
@@ -116,25 +123,23 @@ class Product(Expert):
     def log_factors(self, params: Params, x: Event) -> Array:
         """Return all experts' votes in the order given, [K]."""
         params, x = self.standardize(params, x)
-        votes = [combine.log_factors(e, params[name], x) for name, e in self.items]
+        votes = [e.log_factors(params[name], x) for name, e in self.items]
         return jnp.concatenate(votes)
 
     def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
         """Return how Σ_k log f_k changes with single sites, [S, V]; see `Expert.log_ratios`."""
-        if type(self) is not Product:  # what a subclass says of its factors is not known here
-            return super().log_ratios(params, x, sites, values)
-        changes = [combine.log_ratios(e, params[n], x, sites, values) for n, e in self.items]
+        changes = [e.log_ratios(params[n], x, sites, values) for n, e in self.items]
         return jnp.sum(jnp.stack(changes), axis=0)
 
     def log_joint(self, params: Params, x: Event, z: Latent) -> Array:
         """Return Σ_k log_joint_k(x, z_k), whose integral over z is exp Σ_k log_factors."""
         params, x = self.standardize(params, x)
-        joints = [combine.log_joint(e, params[n], x, z[n]) for n, e in self.items]
+        joints = [e.log_joint(params[n], x, z[n]) for n, e in self.items]
         return jnp.sum(jnp.stack(joints))
 
     def latent_log_weight(self, params: Params, z: Latent) -> Array:
         """Return Σ_k g_k(z_k)."""
-        weights = [combine.latent_log_weight(e, params[n], z[n]) for n, e in self.items]
+        weights = [e.latent_log_weight(params[n], z[n]) for n, e in self.items]
         return jnp.sum(jnp.stack(weights))
 
     def latent_state_at(self, index: Array) -> Latent:
@@ -145,17 +150,17 @@ class Product(Expert):
         """Draw {name: z_k ~ p(z_k | x)}: latents are independent given x."""
         params, x = self.standardize(params, x)
         keyed = combine.keyed(self.items, rng_key)
-        return {name: combine.sample_latent(e, key, params[name], x) for name, e, key in keyed}
+        return {name: e.sample_latent(key, params[name], x) for name, e, key in keyed}
 
     def latent_mean(self, params: Params, x: Event) -> Latent:
         """Return {name: E[z_k | x]}."""
         params, x = self.standardize(params, x)
-        return {name: combine.latent_mean(e, params[name], x) for name, e in self.items}
+        return {name: e.latent_mean(params[name], x) for name, e in self.items}
 
     def visible_field(self, params: Params, z: Latent) -> Field:
         """Return Σ_k field_k(z_k), in coordinates if there are any."""
         return self.visible.combine(
-            [combine.visible_field(e, params[name], z[name]) for name, e in self.items]
+            [e.visible_field(params[name], z[name]) for name, e in self.items]
         )
 
     def temper(self, params: Params, beta: Array | float) -> Params:
@@ -195,7 +200,7 @@ class Product(Expert):
                     params[name], **dict.fromkeys(expert.experts, is_present)
                 )
             else:
-                masked[name] = combine.set_present(params[name], is_present)
+                masked[name] = set_present(params[name], is_present)
         return masked
 
     def sample_visible(
@@ -227,6 +232,18 @@ class Product(Expert):
         y = self.visible.random_event(rng_key)
         return y if params is None else self.restore(params, y)
 
+    def heard(self, params: Params, prefix: str = "") -> Iterator[tuple[str, Expert, Params]]:
+        """Yield (name, expert, params) of what is multiplied, nested ones as "outer.inner".
+
+        Experts whose params hold a leaf "present" that is False are left out; on the host.
+        """
+        for name, expert in self.items:
+            own = params[name]
+            if isinstance(expert, Product):
+                yield from expert.heard(own, f"{prefix}{name}.")
+            elif not isinstance(own, dict) or np.all(np.asarray(own.get("present", 1)) > 0.5):
+                yield prefix + name, expert, own
+
     def check_params(self, params: Params) -> None:
         """Raise ValueError unless `params` has this model's structure, shapes and finite values."""
         if isinstance(params, dict) and "coordinates" in params:
@@ -242,7 +259,7 @@ class Product(Expert):
         return {
             name: expert._heard(params[name])
             if isinstance(expert, Product)
-            else combine.split_present(params[name])[0]
+            else split_present(params[name])[0]
             for name, expert in self.items
         }
 

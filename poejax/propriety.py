@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from poejax import _checks, units
+from poejax import _checks
+from poejax import tails as tails_of
 from poejax._strength import PARALLEL, Undecided, null_space, weak_subspace
-from poejax.experts import Expert
-from poejax.experts import tails as tails_of
-from poejax.experts.tails import Tails
 from poejax.product import Product
+from poejax.tails import Reach, Tails
 from poejax.types import Params
-from poejax.units import Unit
 
 _MARGIN = 1e-6  # quadratic growth must stay below decay by this fraction
 _ASCENTS, _STARTS = 50, 16
@@ -60,6 +57,9 @@ def classify(model: Product, params: Params) -> Propriety:
     - 2 Σ{ν_j : w_j not orthogonal to L} > dim L for every subspace L ≠ 0 of N, over Student-t
       experts; single directions L are not enough.
 
+    Over counts, whose base falls off as 1/x!, it is if and only if nothing grows like a square of
+    them. Over both, each holds for itself.
+
     Args:
       model: the product; nested products are flattened.
       params: its parameters.
@@ -74,41 +74,29 @@ def classify(model: Product, params: Params) -> Propriety:
     Source: Weinberg (1960), High-energy behavior in quantum field theory, for power counting over
     subspaces.
     """
-    real = _real_part(model.visible)
-    if real is not None and not real[0].any():
+    if model.visible.num_states is not None:
         return Propriety("proper", "finitely many events have a finite sum")
     model.check_params(params)
     experts, reason = _experts(model, params)
-    if not experts:
+    reach = model.visible.reach()
+    if reach is None or experts is None:
         return Propriety("unknown", reason)
     try:
-        return _classify(experts)
+        _check_counts(experts, reach.is_count)
+        return _classify(experts, reach)
     except _Improper as error:
         return Propriety("improper", str(error))
     except Undecided as error:
         return Propriety("unknown", str(error))
 
 
-def members(expert: Expert, params: Params, name: str = "") -> Iterator[tuple[str, Expert, Params]]:
-    """Yield (name, expert, params) of what a product multiplies, nested ones as "outer.inner".
-
-    An expert whose params hold a leaf "present" that is False is left out.
-    """
-    if isinstance(params, dict) and not np.all(np.asarray(params.get("present", 1)) > 0.5):
-        return
-    if isinstance(expert, Product):
-        for inner, member in expert.items:
-            yield from members(member, params[inner], f"{name}.{inner}" if name else inner)
-    else:
-        yield name, expert, params
-
-
 def total_tails(model: Product, params: Params) -> Tails | None:
-    """Return the tails of a product over real units; None if unknown, traced or all discrete."""
-    if model.visible.num_states is not None:
+    """Return the tails of a product over its real units; None if unknown, traced or no such."""
+    reach = model.visible.reach()
+    if reach is None or not reach.is_real.any():
         return None
     experts, _ = _experts(model, params)
-    return tails_of.combine(list(experts.values())) if experts else None
+    return None if experts is None else _over_reals(experts, reach)[1]
 
 
 def uncovered(tails: Tails) -> np.ndarray:
@@ -126,32 +114,52 @@ def uncovered(tails: Tails) -> np.ndarray:
     return null_space(rows[(rows != 0).any(axis=1)]) @ np.eye(free.size)[free]
 
 
-def _experts(model: Product, params: Params) -> tuple[dict[str, Tails], str]:
-    """Return the tails of each expert and, as "", of the base measure; none, and why not."""
+def _experts(model: Product, params: Params) -> tuple[dict[str, Tails] | None, str]:
+    """Return the tails of each expert, or None and why not."""
     if not _checks.is_concrete(params):
-        return {}, "the parameters are traced"
-    real = _real_part(model.visible)
-    if real is None:
-        return {}, f"the tails of {model.visible} are not known here"
-    is_real, base = real
+        return None, "the parameters are traced"
+    if model.visible.reach() is None:
+        return None, f"the tails of {model.visible} are not known here"
     with np.errstate(all="ignore"):  # what is not finite is told below
-        named = [(name, expert.tails(own)) for name, expert, own in members(model, params)]
+        named = [(name, expert.tails(own)) for name, expert, own in model.heard(params)]
     silent = [name for name, tails in named if tails is None]
     if silent:
-        return {}, f"experts {silent} do not state their tails"
-    experts = {name: _restrict(tails, is_real) for name, tails in named if tails is not None}
+        return None, f"experts {silent} do not state their tails"
+    experts = {name: tails for name, tails in named if tails is not None}
     if not all(np.isfinite(part).all() for tails in experts.values() for part in tails[:7]):
-        return {}, "the parameters are not finite"
-    experts[""] = tails_of.bounded(int(is_real.sum()))._replace(decay=base)
+        return None, "the parameters are not finite"
     return experts, ""
 
 
-def _classify(experts: dict[str, Tails]) -> Propriety:
-    total = tails_of.combine(list(experts.values()))
+def _over_reals(experts: dict[str, Tails], reach: Reach) -> tuple[dict[str, Tails], Tails]:
+    """Return the tails over real coordinates, at fixed values of the others, and their total."""
+    base = tails_of.bounded(len(reach.is_real))._replace(decay=reach.decay)
+    restricted = {name: _restrict(t, reach.is_real) for name, t in (experts | {"": base}).items()}
+    return restricted, tails_of.combine(list(restricted.values()))
+
+
+def _check_counts(experts: dict[str, Tails], is_count: np.ndarray) -> None:
+    """Raise if something grows like a square along counts, which are not negative."""
+    growing = [
+        name
+        for name, tails in experts.items()
+        if tails.square[:, is_count].any() or (tails.half_square[:, is_count] > 0).any()
+    ]
+    if growing:
+        raise _Improper(
+            f"experts {growing} grow like the square of counts, whose base measure 1/x! falls off "
+            "more slowly"
+        )
+
+
+def _classify(experts: dict[str, Tails], reach: Reach) -> Propriety:
+    experts, total = _over_reals(experts, reach)
     rest = uncovered(total)
     reason = _check_quadratic(experts, total, rest)
     if reason:
         return Propriety("unknown", reason)
+    if not reach.is_real.any():
+        return Propriety("proper", "counts fall off faster than the experts grow")
     if not rest.size:
         return Propriety("proper", "every direction has quadratic decay")
     growing = [name for name, tails in experts.items() if sees(tails.spread, rest).any()]
@@ -237,25 +245,6 @@ def sees(rows: np.ndarray, subspace: np.ndarray) -> np.ndarray:
     """Whether each of `rows` [S, D] has a part in the subspace, of an orthonormal basis, [S]."""
     part = np.linalg.norm(rows @ subspace.T, axis=1)
     return part > PARALLEL * np.linalg.norm(rows, axis=1)
-
-
-def _real_part(visible: Unit) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return which linear statistics are real-valued, [M] bool, and the base's decay over those."""
-    if visible.num_states is not None:
-        return np.zeros(visible.num_linear, bool), np.zeros((0, 0))
-    if isinstance(visible, units.Joint):
-        parts = [_real_part(block) for _, block in visible.items]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        rows = tails_of.block_diagonal([base for _, base in known])
-        return np.concatenate([is_real for is_real, _ in known]), rows
-    everywhere = np.ones(visible.num_linear, bool)
-    if isinstance(visible, (units.GaussianDiag, units.Gaussian)):
-        return everywhere, np.zeros((0, visible.num_linear))
-    if isinstance(visible, units.StandardGaussian):
-        return everywhere, np.eye(visible.num_linear)
-    return None
 
 
 def _restrict(tails: Tails, is_real: np.ndarray) -> Tails:

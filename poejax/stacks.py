@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 from poejax import _border, _checks, _optimizers, inference, models, training
+from poejax._numerics import as_float
 from poejax.product import Product
 from poejax.types import Array, Estimator, Params
-from poejax.units.base import as_float
 
 Layer = tuple[Product, Params]
 """An RBM of a stack and its parameters."""

@@ -12,10 +12,9 @@ import numpy as np
 import optax
 
 from poejax import _border, _checks, _optimizers, _run_checks, propriety
-from poejax._numerics import add
+from poejax._numerics import add, widen
 from poejax.product import Product, split_coordinates
 from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
-from poejax.units.base import widen
 
 Preprocess = Callable[[Array, PyTree], Event]
 """`(rng_key, rows) -> events`: how stored rows become events, e.g. `datasets.stochastic`.

@@ -84,7 +84,9 @@ class LossInfo(NamedTuple):
 class Kernel(Protocol):
     """A Markov chain on one visible event that leaves exp(log_density(params, x)) invariant.
 
-    Its states hold that event as `state.x`.
+    Its states hold that event as `state.x`. A kernel that knows more than the event it drew may
+    have a method `conditional_mean(params, state, info)`, an event of the same expectation and less
+    variance, which averages then take in place of `state.x`.
     """
 
     def init(self, rng_key: Array, params: Params, x: Event, clamp: PyTree = None) -> Any: ...
@@ -93,7 +95,11 @@ class Kernel(Protocol):
 
 
 class ModelKernel(Kernel, Protocol):
-    """A kernel that names the model it samples."""
+    """A kernel of a model: a frozen dataclass with a field `model`.
+
+    Wherever a driver takes one it is of the model at hand, and `dataclasses.replace` makes it one
+    of what the driver needs, such as the path of `evidence.ais`.
+    """
 
     @property
     def model(self) -> Product: ...

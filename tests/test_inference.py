@@ -203,13 +203,15 @@ def test_bit_flips_flip_as_often_as_they_say(visible):
         assert np.abs(score).max() < 3.7
 
 
-def test_what_is_no_noise_or_no_kernel_factory(random_params):
+def test_what_is_no_noise_or_no_kernel_of_the_model(random_params):
     params, x = random_params(RBM), jnp.ones((4, 6))
-    kernel = pj.kernels.block_gibbs(RBM)
     with pytest.raises(TypeError, match=r"noise: expected e.g. BitFlips\(0.1\)"):
         inference.denoise(jax.random.key(0), RBM, params, x, 0.1)
-    with pytest.raises(TypeError, match="kernel: expected a function from a product"):
-        inference.inpaint(jax.random.key(0), RBM, params, x, x > 0, kernel=kernel)
+    with pytest.raises(TypeError, match=r"kernel: expected a kernel such as .*block_gibbs"):
+        inference.inpaint(jax.random.key(0), RBM, params, x, x > 0, kernel=pj.kernels.block_gibbs)
+    other = pj.kernels.block_gibbs(pj.models.rbm(6, 3))
+    with pytest.raises(ValueError, match="kernel: expected a kernel of the model itself"):
+        inference.inpaint(jax.random.key(0), RBM, params, x, x > 0, kernel=other)
     with pytest.raises(TypeError, match=r"noise: expected e.g. BitFlips"):
         inference.denoise(jax.random.key(0), RBM, params, x, inference.BitFlips)
 

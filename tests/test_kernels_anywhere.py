@@ -44,8 +44,8 @@ def test_annealing_both_ways_against_exact_log_z(make, random_params):
         model, params, truth = case.model, case.params, 0.0
         x = jnp.asarray(case.draw(np.random.default_rng(0))[:400], jnp.float32)
     base, betas = evidence.base_rate(model, x, 0.3), evidence.linear_betas(50)
-    forward = evidence.ais(jax.random.key(2), model, params, base, betas, 400, make)
-    reverse = evidence.reverse_ais(jax.random.key(3), model, params, base, betas, x, make)
+    forward = evidence.ais(jax.random.key(2), model, params, base, betas, 400, make(model))
+    reverse = evidence.reverse_ais(jax.random.key(3), model, params, base, betas, x, make(model))
     for found in (forward, reverse):
         assert abs(float(found.log_z) - truth) < 4 * float(found.std_err)
         assert float(found.std_err) < 0.1

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from poejax import _checks
 from poejax.estimators.common import mean_of_rows, own_estimator
-from poejax.experts import Bias, HiddenBank
+from poejax.experts._forms import Bank
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Params, PyTree
 
@@ -48,16 +48,13 @@ class Centered:
         )
         return self._center(grads, mu, lambdas), CenteredState(inner, mu, lambdas), info
 
-    def _banks(self) -> dict[str, HiddenBank]:
-        return {n: e for n, e in self.model.items if isinstance(e, HiddenBank)}
+    def _banks(self) -> dict[str, Bank]:
+        return {name: e.bank for name, e in self.model.items if e.bank is not None}
 
     def _means(self, params: Params, x: Event) -> tuple[Array, dict[str, Array]]:
         def means(x: Event) -> tuple[Array, dict[str, Array]]:
             _, x = self.model.standardize(params, x)
-            hidden = {
-                name: bank.hidden.linear_statistic(bank.latent_mean(params[name], x))
-                for name, bank in self._banks().items()
-            }
+            hidden = {name: bank.features(params[name], x) for name, bank in self._banks().items()}
             return self.model.visible.linear_statistic(x), hidden
 
         return mean_of_rows(means, x)
@@ -113,14 +110,14 @@ def centered(
     _checks.fraction("decay", decay)
     own_estimator("estimator", model, estimator)
     for name, expert in model.items:
-        if isinstance(expert, Product):
+        if expert.parts:
             raise ValueError(
                 f"centered: cannot centre inside the nested product {name!r}; "
                 "multiply its experts into one product instead"
             )
-    if not any(isinstance(expert, HiddenBank) for _, expert in model.items):
+    if not any(expert.bank is not None for _, expert in model.items):
         raise ValueError(f"centered: expected a HiddenBank to centre, got {list(model.experts)}")
-    bias = next((name for name, expert in model.items if isinstance(expert, Bias)), None)
+    bias = next((name for name, expert in model.items if expert.has_free_field), None)
     if bias is None and hidden_offsets:
         raise ValueError(
             "centered: expected a Bias expert to take up the hidden offsets, got "

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from poejax import _checks
 from poejax.estimators.common import mean_of_rows, own_estimator
-from poejax.inference.classify import class_log_probs, label_unit
+from poejax.inference.classify import class_log_probs
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Params
+from poejax.units.joint import label_unit
 
 
 class ClassInfo(NamedTuple):
@@ -98,7 +99,7 @@ def discriminative(model: Product, label: str = "label") -> Discriminative:
     Source: Larochelle & Bengio (2008), Classification using discriminative restricted Boltzmann
     machines.
     """
-    label_unit(model, label)
+    label_unit(model.visible, label)
     return Discriminative(model, label)
 
 

@@ -7,11 +7,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from poejax import diagnostics
+from poejax import _checks, diagnostics
 from poejax.estimators.losses import LossEstimator
 from poejax.product import Product
 from poejax.types import Array, Event, Params
-from poejax.units.discrete import BinaryUnit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +50,7 @@ def pseudo_likelihood(model: Product, num_sites: int | None = None) -> PseudoLik
     J = -E_data Σ_i log p(x_i | x_rest)
 
     Args:
-      model: a product over Bernoulli, Spin or Categorical units.
+      model: a product over one block of units of finitely many values.
       num_sites: distinct sites drawn per event and scaled up, an unbiased estimate of J and its
         gradient; all sites when None.
 
@@ -77,7 +76,7 @@ def minimum_probability_flow(model: Product) -> MinimumProbabilityFlow:
     them cancel. A ratio beyond e^177 overflows float32: start from small weights.
 
     Args:
-      model: a product over Bernoulli, Spin or Categorical units.
+      model: a product over one block of units of finitely many values.
 
     Returns:
       An estimator; its info holds the mean loss J.
@@ -111,8 +110,11 @@ def ratio_matching(model: Product) -> RatioMatching:
 
     Source: Hyvärinen (2007), Some extensions of score matching.
     """
-    if not isinstance(model.visible, BinaryUnit):
-        raise ValueError(f"model: expected Bernoulli or Spin visible units, got {model.visible}")
+    _checks.model("model", model)
+    if model.visible.num_values != 2:
+        raise ValueError(
+            f"model: expected visible units of two values, Bernoulli or Spin, got {model.visible}"
+        )
     return RatioMatching(model)
 
 

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks
+from poejax._numerics import as_float, at_least_float32
 from poejax.estimators.losses import LossEstimator
 from poejax.product import Product
 from poejax.types import Array, Event, Params
-from poejax.units.base import as_float, at_least_float32
-from poejax.units.gaussian import QuadraticUnit
 
 _DIRECTIONS = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
 
@@ -131,7 +130,7 @@ def _score(model: Product, params: Params, x: Array) -> Array:
 
 def _require_real(model: Product) -> None:
     _checks.model("model", model)
-    if not isinstance(model.visible, QuadraticUnit):
+    if not model.visible.is_quadratic:
         raise ValueError(
             f"model: expected GaussianDiag or Gaussian visible units, got {model.visible}"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +22,9 @@ from poejax.evidence.paths import (
     require_reach,
     warn_if_base_is_light,
 )
-from poejax.kernels import block_gibbs
+from poejax.kernels.binding import bound_to
 from poejax.product import Product, split_coordinates
-from poejax.types import Array, Event, Kernel, Params
-
-KernelFactory = Callable[[Product], Kernel]
+from poejax.types import Array, Event, Kernel, ModelKernel, Params
 
 
 class LogZ(NamedTuple):
@@ -79,7 +76,7 @@ def ais(
     base: Base,
     betas: Array,
     num_chains: int,
-    kernel: KernelFactory | None = None,
+    kernel: ModelKernel | None = None,
 ) -> LogZ:
     """Estimate log Z by annealed importance sampling over a batch of chains.
 
@@ -99,9 +96,8 @@ def ais(
       base: a proper base: `base_rate`, `gaussian_base`, or `student_t_base` for heavy tails.
       betas: inverse temperatures from 0 to 1, not decreasing, [T + 1].
       num_chains: number of independent chains, at least 2 for a standard error.
-      kernel: builds the transition kernel from the path's product; `block_gibbs` when None. A
-        function is compared by identity: define it once (`def by_hmc(path): return
-        kernels.hmc(path, 0.1)`), since a lambda written in the call compiles anew every time.
+      kernel: a kernel of `model`, whose settings serve all along the path; `block_gibbs(model)`
+        when None.
 
     Returns:
       LogZ, with standard error, effective sample size, 95 % interval and log weights.
@@ -129,7 +125,7 @@ def reverse_ais(
     base: Base,
     betas: Array,
     x: Event,
-    kernel: KernelFactory | None = None,
+    kernel: ModelKernel | None = None,
 ) -> LogZ:
     """Estimate log Z by annealing samples of the model back to the base.
 
@@ -147,8 +143,7 @@ def reverse_ais(
       base: a proper base, e.g. from `base_rate`.
       betas: inverse temperatures from 0 to 1, as for `ais`; they are walked backwards, [T + 1].
       x: independent samples of the model, one per chain, [num_chains, ...].
-      kernel: builds the transition kernel from the path's product; `block_gibbs` when None. It
-        must be reversible in x, as all of `kernels` are.
+      kernel: as for `ais`; it must be reversible in x, as all of `kernels` are.
 
     Returns:
       LogZ.
@@ -174,7 +169,7 @@ def ais_init(
     betas: Array,
     num_chains: int,
     reverse_from: Event | None = None,
-    kernel: KernelFactory | None = None,
+    kernel: ModelKernel | None = None,
 ) -> AISState:
     """Draw the chains from the base, or take model samples to go back from; see `ais`."""
     _checks.rng_key("rng_key", rng_key)
@@ -193,7 +188,7 @@ def ais_init(
     require_reach(model, params)
     warn_if_base_is_light(model, params, base)
     check_betas(betas)
-    _checks.kernel_factory("kernel", kernel)
+    _checks.kernel_of("kernel", kernel, model)
     if reverse_from is not None:
         reverse_from = _border.events("reverse_from", model.visible, reverse_from)
         _checks.one_row_per_chain("reverse_from", reverse_from, num_chains)
@@ -201,7 +196,8 @@ def ais_init(
     base = base.within(coordinates)
     if reverse_from is not None:
         reverse_from = model.visible.standardize_rows(coordinates, reverse_from)
-    return _ais_init(rng_key, model, params, base, num_chains, reverse_from, kernel or block_gibbs)
+    kernel_of_path = bound_to(path_of(model, base), kernel)
+    return _ais_init(rng_key, model, params, base, num_chains, reverse_from, kernel_of_path)
 
 
 def ais_steps(
@@ -211,7 +207,7 @@ def ais_steps(
     base: Base,
     betas: Array,
     num_steps: int | Array,
-    kernel: KernelFactory | None = None,
+    kernel: ModelKernel | None = None,
 ) -> AISState:
     """Advance a run by up to `num_steps` temperatures; another number of steps compiles nothing.
 
@@ -219,9 +215,8 @@ def ais_steps(
     """
     params, coordinates = split_coordinates(params)
     base = base.within(coordinates)
-    return _ais_steps(
-        state, model, params, base, jnp.asarray(betas), num_steps, kernel or block_gibbs
-    )
+    kernel_of_path = bound_to(path_of(model, base), kernel)
+    return _ais_steps(state, model, params, base, jnp.asarray(betas), num_steps, kernel_of_path)
 
 
 def ais_result(state: AISState) -> LogZ:
@@ -251,7 +246,7 @@ def ais_result(state: AISState) -> LogZ:
     return result
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_chains", "make_kernel"))
+@functools.partial(jax.jit, static_argnames=("model", "num_chains", "kernel"))
 def _ais_init(
     rng_key: Array,
     model: Product,
@@ -259,7 +254,7 @@ def _ais_init(
     base: Base,
     num_chains: int,
     reverse_from: Event | None,
-    make_kernel: KernelFactory,
+    kernel: Kernel,
 ) -> AISState:
     base_key, run_key = jax.random.split(rng_key)
     x = reverse_from
@@ -267,7 +262,7 @@ def _ais_init(
         x = jax.vmap(base.sample)(chains.chain_keys(base_key, num_chains))
     path = path_of(model, base)
     beta = jnp.asarray(0.0 if reverse_from is None else 1.0)
-    states = jax.vmap(make_kernel(path).init, in_axes=(0, None, 0))(
+    states = jax.vmap(kernel.init, in_axes=(0, None, 0))(
         chains.chain_keys(run_key, num_chains), path_params(path, params, base, beta), x
     )
     # Tempering to β = 0 leaves constants: the model's at the start (H log 2 for binary hidden
@@ -287,7 +282,7 @@ def _ais_init(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "make_kernel"))
+@functools.partial(jax.jit, static_argnames=("model", "kernel"))
 def _ais_steps(
     state: AISState,
     model: Product,
@@ -295,10 +290,9 @@ def _ais_steps(
     base: Base,
     betas: Array,
     num_steps: Array,
-    make_kernel: KernelFactory,
+    kernel: Kernel,
 ) -> AISState:
     path = path_of(model, base)
-    kernel = make_kernel(path)
     last = betas.shape[0] - 1
 
     def beta_at(index: Array) -> Array:

@@ -16,9 +16,8 @@ from poejax._strength import PARALLEL
 from poejax.exact import square_student_t
 from poejax.experts import Bias, StudentT
 from poejax.experts.gaussian import require_real
-from poejax.experts.tails import as_float64
 from poejax.product import Product, product, split_coordinates
-from poejax.propriety import members
+from poejax.tails import as_float64
 from poejax.types import Array, Event, Params, PyTree
 
 _TAME_EXPONENT = 0.58  # at which one draw in a million overflows float32
@@ -221,10 +220,11 @@ def _same(a: PyTree, b: PyTree) -> bool:
 def _student_t_experts(model: Product, params: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return unit vectors [J, D], log α [J] and tempered exponents [J] over all banks."""
     banks = []
-    for _, expert, own in members(model, params):
-        if isinstance(expert, StudentT):
-            tails = expert.tails(own)
-            banks.append((tails.power, as_float64(own["log_scale"]), tails.exponent))
+    for _, expert, own in model.heard(params):
+        if expert.is_student_t:
+            tails, log_scale = expert.tails(own), expert.student_t_terms(own).log_scale
+            assert tails is not None
+            banks.append((tails.power, as_float64(log_scale), tails.exponent))
     none = (np.zeros((0, model.visible.num_linear)), np.zeros(0), np.zeros(0))
     directions, log_scale, exponent = zip(none, *banks, strict=True)
     return np.concatenate(directions), np.concatenate(log_scale), np.concatenate(exponent)

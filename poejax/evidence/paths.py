@@ -10,7 +10,6 @@ import numpy as np
 
 from poejax import _checks, propriety
 from poejax.evidence.base import Base
-from poejax.experts import Bias
 from poejax.product import Product, product, split_coordinates
 from poejax.types import Array, Params
 
@@ -66,16 +65,15 @@ def require_reach(model: Product, params: Params) -> None:
     """Raise where natural parameters about zero keep no digits of a Gaussian far from it."""
     if model.visible.num_states is not None or not _checks.is_concrete(params):
         return
-    for name, expert, own in propriety.members(model, split_coordinates(params)[0]):
-        if isinstance(expert, Bias):
-            fall = float(model.visible.peak(own["field"]))
-            if fall * float(jnp.finfo(jnp.result_type(float)).eps) > RESOLUTION:
-                raise ValueError(
-                    f"params['{name}']['field']: expected a mean near the origin of coordinates, "
-                    f"got one {math.sqrt(2 * fall):.3g} standard deviations away, where natural "
-                    "parameters keep too few digits to anneal by; start from model.init_from(...), "
-                    "whose parameters hold coordinates near the data, or set jax_enable_x64"
-                )
+    for name, expert, own in model.heard(split_coordinates(params)[0]):
+        depth = float(expert.depth(own))
+        if depth * float(jnp.finfo(jnp.result_type(float)).eps) > RESOLUTION:
+            raise ValueError(
+                f"params['{name}']: expected a mean near the origin of coordinates, got one "
+                f"{math.sqrt(2 * depth):.3g} standard deviations away, where natural parameters "
+                "keep too few digits to anneal by; start from model.init_from(...), whose "
+                "parameters hold coordinates near the data, or set jax_enable_x64"
+            )
 
 
 def check_betas(betas: Array) -> None:

@@ -4,37 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from poejax._numerics import HALF_LOG_2PI
 from poejax.exact.enumeration import draw_index, log_sum_exp, table
-from poejax.exact.factors import Factor, factors, params_at
-from poejax.experts import Bias, Gaussian, GaussianMixture
-from poejax.experts.base import get_beta
+from poejax.exact.factors import factors, params_at
 from poejax.product import Product
 from poejax.types import Array, Event, Params
-from poejax.units import GaussianDiag
-from poejax.units.base import widen
-from poejax.units.gaussian import HALF_LOG_2PI
-
-
-class Components(NamedTuple):
-    """One expert as Σ_k exp(log_peak_k - ½ precision_k (x - mean_k)²) on every coordinate, [K, D].
-
-    Measured from each component's own mean, so that means far from zero cost no precision.
-    """
-
-    log_peak: Array
-    mean: Array
-    precision: Array
 
 
 def applies(model: Product) -> bool:
-    """Whether all experts factorise over coordinates, some of them into mixtures."""
-    kinds = [_kind(factor, model) for factor in factors(model)]
-    return all(kinds) and "mixture" in kinds
+    """Whether all experts factorise over coordinates into sums of Gaussians."""
+    return all(e.num_coordinate_terms is not None for e, _ in factors(model))
 
 
 def num_states(model: Product) -> int:
@@ -67,7 +50,7 @@ def sample(rng_key: Array, model: Product, params: Params) -> Event:
 
 def _log_weight(model: Product, params: Params) -> Callable[[Array], tuple[Array, Array, Array]]:
     """Return a function from a choice of components to log integral, mean and precision, [D]."""
-    parts = [_components(factor, model, params) for factor in factors(model)]
+    parts = [e.coordinate_terms(params_at(params, path)) for e, path in factors(model)]
 
     def weight(index: Array) -> tuple[Array, Array, Array]:
         chosen = []
@@ -90,52 +73,8 @@ def _log_weight(model: Product, params: Params) -> Callable[[Array], tuple[Array
     return weight
 
 
-def _components(factor: Factor, model: Product, params: Params) -> Components:
-    expert, size = factor.expert, model.visible.num_linear
-    own, present = params_at(params, factor.path)
-    own = widen(own)
-    if isinstance(expert, Bias):
-        field = expert.visible.field(own["field"])
-        mean, precision = field["linear"] / field["precision"], field["precision"]
-        log_peak = jnp.zeros_like(mean)
-    else:
-        mean, precision = own["mean"], jnp.exp(own["log_precision"])
-        log_peak = 0.5 * own["log_precision"] - HALF_LOG_2PI
-    count = 1
-    if isinstance(expert, GaussianMixture):
-        # [D, K, 1] to [K, D]
-        mean, precision, log_peak = (v[:, :, 0].T for v in (mean, precision, log_peak))
-        log_peak = log_peak + jax.nn.log_softmax(own["logits"], axis=-1).T
-        count = expert.num_components
-    beta = get_beta(own)
-    log_peak, mean, precision = (
-        v.reshape(count, -1) for v in (beta * log_peak, mean, beta * precision)
-    )
-    if isinstance(expert, Gaussian) and expert.coordinate is not None:
-        site = jax.nn.one_hot(expert.coordinate, size)
-        log_peak, mean, precision = site * log_peak, site * mean, site * precision
-    found = Components(log_peak, mean, precision)
-    if present is None:
-        return found
-    # An absent expert is the factor 1, shared by its components.
-    silent = Components(jnp.full_like(log_peak, -math.log(count)), mean, jnp.zeros_like(precision))
-    return jax.tree.map(lambda heard, one: jnp.where(present, heard, one), found, silent)
-
-
-def _kind(factor: Factor, model: Product) -> str | None:
-    expert = factor.expert
-    if type(expert) is GaussianMixture and not expert.joint:
-        return "mixture"
-    if type(expert) is Gaussian and expert.covariance == "diag":
-        return "gaussian"
-    if type(expert) is Bias and type(model.visible) is GaussianDiag:
-        return "bias"
-    return None
-
-
 def _num_choices(model: Product) -> int:
-    experts = [factor.expert for factor in factors(model)]
-    return math.prod(e.num_components for e in experts if isinstance(e, GaussianMixture))
+    return math.prod(e.num_coordinate_terms or 1 for e, _ in factors(model))
 
 
 def _width(model: Product) -> int:

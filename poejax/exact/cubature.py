@@ -14,7 +14,6 @@ from poejax.exact.enumeration import log_sum_exp
 from poejax.exact.factors import in_default_float
 from poejax.product import Product, split_coordinates
 from poejax.types import Array, Params
-from poejax.units.gaussian import QuadraticUnit
 
 MAX_DIMS = 3
 TOLERANCE = 1e-3  # nats
@@ -54,7 +53,7 @@ class _Frame(NamedTuple):
 
 def applies(model: Product) -> bool:
     """Whether the visible units are at most three real numbers."""
-    return isinstance(model.visible, QuadraticUnit) and model.visible.size <= MAX_DIMS
+    return model.visible.is_quadratic and model.visible.num_linear <= MAX_DIMS
 
 
 def quadrature(model: Product, params: Params) -> Quadrature:

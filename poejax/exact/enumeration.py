@@ -8,9 +8,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from poejax._numerics import at_least_float32
 from poejax.product import Product
 from poejax.types import Array, Event, Params
-from poejax.units.base import at_least_float32
 
 MAX_TABLE = 2**24  # log weights that are held at once, for sampling and for probabilities
 _CHUNK_NUMBERS = 2**21  # 8 MiB of float32 in flight, so that a chunk stays in cache

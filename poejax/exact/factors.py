@@ -7,8 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from poejax.experts import Expert, combine
-from poejax.product import Product
+from poejax.experts import Expert
 from poejax.types import Array, Params
 
 
@@ -19,20 +18,20 @@ class Factor(NamedTuple):
     path: tuple[str, ...]
 
 
-def factors(model: Product) -> list[Factor]:
+def factors(model: Expert) -> list[Factor]:
     """Return the experts of a product and of the products nested in it, in order."""
     found = []
-    for name, expert in model.items:
-        inner = factors(expert) if type(expert) is Product else [Factor(expert, ())]
+    for name, expert in model.parts:
+        inner = factors(expert) if expert.parts else [Factor(expert, ())]
         found += [Factor(f.expert, (name, *f.path)) for f in inner]
     return found
 
 
-def params_at(params: Params, path: tuple[str, ...]) -> tuple[Params, Array | None]:
-    """Return an expert's parameters, and whether it is present (None: always)."""
+def params_at(params: Params, path: tuple[str, ...]) -> Params:
+    """Return the parameters of an expert."""
     for name in path:
         params = params[name]
-    return combine.split_present(params)
+    return params
 
 
 def in_default_float(params: Params) -> Params:

@@ -10,26 +10,12 @@ import jax.numpy as jnp
 
 from poejax.exact.enumeration import draw_index, log_sum_exp, table
 from poejax.exact.factors import Factor, factors, params_at
-from poejax.experts import Bias, Expert, Gaussian, HiddenBank, combine
-from poejax.experts.base import get_beta
+from poejax.experts import Expert
+from poejax.experts._forms import Coupling
 from poejax.product import Product
 from poejax.types import Array, Event, Field, Latent, Params
-from poejax.units import Gaussian as FullGaussian
-from poejax.units import StandardGaussian, Unit
+from poejax.units import Unit
 from poejax.units._index import divide_index
-from poejax.units.base import widen
-from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit
-
-
-class Coupling(NamedTuple):
-    """All Gaussian latents together: bias [N], and weights to the visible units [D, N].
-
-    log_volume: ½ log 2π for each of them, 0 if its bank is absent, which is the factor 1.
-    """
-
-    b: Array
-    w: Array
-    log_volume: Array
 
 
 class Marginal(NamedTuple):
@@ -51,8 +37,7 @@ def num_states(model: Product) -> int | None:
 
 def is_gaussian(model: Product) -> bool:
     """Whether the product is one Gaussian."""
-    known = all(type(f.expert) in (Bias, Gaussian) for f in _split(model)[0])
-    return known and isinstance(model.visible, QuadraticUnit)
+    return _real(model) and all(e.is_gaussian for e, _ in _split(model)[0])
 
 
 def log_z(model: Product, params: Params) -> Array:
@@ -132,7 +117,7 @@ def _centred_log_weight(model: Product, params: Params, index: Array, field: Fie
     value = visible.log_partition(field | {"linear": jnp.zeros_like(field["linear"])})
 
     def log_joint(x: Array) -> Array:
-        joints = [combine.log_joint(e, own, x, z) for e, own, z in _states(model, params, index)]
+        joints = [e.log_joint(own, x, z) for e, own, z in _states(model, params, index)]
         return sum(joints[1:], joints[0])
 
     mean = jax.lax.stop_gradient(_solve(visible, field, field["linear"]))
@@ -145,11 +130,8 @@ def _states(model: Product, params: Params, index: Array) -> list[tuple[Expert, 
     """Return each expert with its params and z, in the finite latents' state number `index`."""
     states = []
     for expert, path in _split(model)[0]:
-        own = params
-        for name in path:
-            own = own[name]
         index, remainder = divide_index(index, expert.num_latent_states or 1)
-        states.append((expert, own, expert.latent_state_at(remainder)))
+        states.append((expert, params_at(params, path), expert.latent_state_at(remainder)))
     return states
 
 
@@ -157,21 +139,13 @@ def _finite(model: Product, params: Params, index: Array) -> tuple[Array, Field]
     """Return Σ g(z) and Σ field(z) over the finite latents, in their state number `index`."""
     weights, fields = [jnp.zeros(())], []
     for expert, own, z in _states(model, params, index):
-        weights.append(combine.latent_log_weight(expert, own, z))
-        fields.append(combine.visible_field(expert, own, z))
+        weights.append(expert.latent_log_weight(own, z))
+        fields.append(expert.visible_field(own, z))
     return sum(weights[1:], weights[0]), model.visible.combine(fields)
 
 
 def _coupling(model: Product, params: Params) -> Coupling | None:
-    banks = []
-    for expert, path in _split(model)[1]:
-        assert isinstance(expert, HiddenBank)
-        own, present = params_at(params, path)
-        own = widen(own)
-        beta = get_beta(own)
-        b = expert.hidden.field(own["b"])
-        bank = Coupling(beta * b, beta * own["w"], jnp.full_like(b, HALF_LOG_2PI))
-        banks.append(bank if present is None else combine.zero_unless(present, bank))
+    banks = [expert.coupling(params_at(params, path)) for expert, path in _split(model)[1]]
     if not banks:
         return None
     return Coupling(
@@ -216,20 +190,19 @@ def _split(model: Product) -> tuple[list[Factor], list[Factor]]:
     finite: list[Factor] = []
     gaussian: list[Factor] = []
     for factor in factors(model):
-        expert = factor.expert
-        is_linear = type(expert) is HiddenBank and type(expert.hidden) is StandardGaussian
-        (gaussian if is_linear and _real(model) else finite).append(factor)
+        is_integrated = factor.expert.has_gaussian_latents and _real(model)
+        (gaussian if is_integrated else finite).append(factor)
     return finite, gaussian
 
 
 def _real(model: Product) -> bool:
-    return isinstance(model.visible, QuadraticUnit)
+    return model.visible.is_quadratic
 
 
 def _width(model: Product) -> int:
     size = model.visible.num_linear
     num_gaussian = sum(e.num_factors for e, _ in _split(model)[1])
-    if num_gaussian or isinstance(model.visible, FullGaussian):
+    if num_gaussian or not model.visible.is_diagonal({}):
         return size * (size + num_gaussian) + num_gaussian**2
     return size
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
 from poejax.exact.factors import factors, params_at
-from poejax.experts import StudentT
 from poejax.product import Product
 from poejax.types import Array, Event, Params
 
@@ -18,7 +17,7 @@ def applies(model: Product) -> bool:
     """Whether the product is one of D Student-t experts and nothing else."""
     experts = [factor.expert for factor in factors(model)]
     square = sum(e.num_factors for e in experts) == model.visible.num_linear
-    return square and all(type(e) is StudentT for e in experts)
+    return square and all(e.is_student_t for e in experts)
 
 
 def log_z(model: Product, params: Params) -> Array:
@@ -52,17 +51,12 @@ def sample(rng_key: Array, model: Product, params: Params) -> Event:
 
 def _bank(model: Product, params: Params) -> tuple[Array, Array, Array, Array]:
     """Return directions [D, D], log α [D], tempered ν [D], and whether they are proper."""
-    columns, log_scales, exponents = [], [], []
-    is_there = jnp.ones((), bool)
-    for expert, path in factors(model):
-        assert isinstance(expert, StudentT)
-        own, present = params_at(params, path)
-        columns.append(expert.directions(own))
-        log_scales.append(own["log_scale"])
-        exponents.append(expert.exponent(own))
-        is_there = is_there if present is None else is_there & present
-    w, nu = jnp.concatenate(columns, axis=1), jnp.concatenate(exponents)
+    terms = [e.student_t_terms(params_at(params, path)) for e, path in factors(model)]
+    w = jnp.concatenate([t.directions for t in terms], axis=1)
+    log_scale, nu = (
+        jnp.concatenate([getattr(t, name) for t in terms]) for name in ("log_scale", "exponent")
+    )
     pivots = jnp.abs(jnp.diagonal(jnp.linalg.qr(jax.lax.stop_gradient(w), mode="r")))
     spans = jnp.all(pivots > len(nu) * jnp.finfo(w.dtype).eps)
     w = jnp.where(spans, w, jnp.eye(len(nu), dtype=w.dtype))
-    return w, jnp.concatenate(log_scales), nu, is_there & spans & jnp.all(nu > 0.5)
+    return w, log_scale, nu, spans & jnp.all(nu > 0.5)

@@ -9,8 +9,8 @@ from poejax.experts.mixture import Mixture, mixture
 from poejax.experts.neural import Neural, OpaqueExpert
 from poejax.experts.power import Power
 from poejax.experts.student_t import StudentT
-from poejax.experts.tails import Tails
 from poejax.experts.unigauss import Unigauss
+from poejax.tails import Tails
 
 __all__ = [
     "Bias",

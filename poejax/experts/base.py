@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax._numerics import map_rows
-from poejax.experts.tails import Tails
+from poejax._numerics import at_least_float32, map_rows
+from poejax.experts import _presence
+from poejax.experts._forms import Bank, CoordinateTerms, Coupling, StudentTTerms
+from poejax.tails import Tails
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
-from poejax.units.base import at_least_float32
+
+_CORE = ("log_factors", "log_joint", "latent_log_weight", "visible_field")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +29,21 @@ class Expert(abc.ABC):
     Instances hold static configuration only; they hash and compare by value. Methods are pure
     functions of `params` and take one event; use `jax.vmap` for batches. A family states `init`,
     `log_factors`, its latents and the field they add; the joint density follows.
+
+    A family does not think of being left out: its methods as called, here and by others, take
+    params with a leaf "present" too (`Product.mask`). What a class says further of its factors,
+    from `log_ratios` to `tails`, does not hold of a subclass that defines other factors.
     """
 
     visible: Unit
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if any(name in cls.__dict__ for name in _CORE):
+            for name in _FURTHER:
+                if name not in cls.__dict__:
+                    setattr(cls, name, Expert.__dict__[name])
+        _respect_presence(cls)
 
     @property
     @abc.abstractmethod
@@ -57,6 +74,60 @@ class Expert(abc.ABC):
     def carries_base_rate(self) -> bool:
         """Whether `fit` lets the expert take a share of the data's base rates or moments."""
         return False
+
+    @property
+    def parts(self) -> tuple[tuple[str, Expert], ...]:
+        """The named experts that this one multiplies, none unless it is a product."""
+        return ()
+
+    @property
+    def bank(self) -> Bank | None:
+        """This expert as a bank of hidden units, if it is one."""
+        return None
+
+    @property
+    def has_free_field(self) -> bool:
+        """Whether it is a field alone, of free parameters params["field"]."""
+        return False
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether it has no latents, and its log factor is quadratic in real visible units."""
+        return False
+
+    @property
+    def num_coordinate_terms(self) -> int | None:
+        """Number K of `coordinate_terms`, None where the factor is no such sum."""
+        return None
+
+    def coordinate_terms(self, params: Params) -> CoordinateTerms:
+        """Return the factor as a sum of K Gaussian terms on every coordinate."""
+        raise ValueError(
+            f"expert: expected one that is a sum of Gaussians per coordinate, got {self}"
+        )
+
+    @property
+    def has_gaussian_latents(self) -> bool:
+        """Whether latents are N(field, 1), so that they can be integrated out: see `coupling`."""
+        return False
+
+    def coupling(self, params: Params) -> Coupling:
+        """Return the bias and weights of Gaussian latents."""
+        raise ValueError(f"expert: expected one with Gaussian latents, got {self}")
+
+    @property
+    def is_student_t(self) -> bool:
+        """Whether the factor is one of powers of projections: see `student_t_terms`."""
+        return False
+
+    def student_t_terms(self, params: Params) -> StudentTTerms:
+        """Return directions, scales and exponents."""
+        raise ValueError(f"expert: expected one of Student-t factors, got {self}")
+
+    def depth(self, params: Params) -> Array:
+        """Return by how many nats a field's own parameters put the origin below its peak, []."""
+        del params
+        return jnp.zeros(())
 
     @abc.abstractmethod
     def init(self, rng_key: Array) -> Params:
@@ -147,10 +218,84 @@ class Expert(abc.ABC):
     def tails(self, params: Params) -> Tails | None:
         """Return how the factors grow or decay far out; None where the family cannot say.
 
-        Asked for real visible units only, with concrete parameters.
+        Asked for unbounded visible units only, with concrete parameters.
         """
         del params
         return None
+
+
+_FURTHER = (
+    "bank",
+    "has_free_field",
+    "is_gaussian",
+    "num_coordinate_terms",
+    "has_gaussian_latents",
+    "is_student_t",
+    "log_ratios",
+    "tails",
+    "parts",
+)
+
+
+def idle_log_weight(expert: Expert, params: Params, z: Latent) -> Array:
+    """Return the log density of z given x = 0: what latents do while their expert is not heard.
+
+    There t(x) = 0, so that the joint is g(z), and ∫ exp g(z) dz = exp Σ_k log_factors(0).
+    """
+    zero = jax.tree.map(
+        jnp.zeros, expert.visible.event_shape, is_leaf=lambda shape: isinstance(shape, tuple)
+    )
+    return expert.latent_log_weight(params, z) - jnp.sum(expert.log_factors(params, zero))
+
+
+def _idle(expert: Expert, found: Array, arguments: Mapping[str, Any]) -> Array:
+    if expert.is_opaque:
+        return jnp.zeros_like(found)
+    return idle_log_weight(expert, arguments["params"], arguments["z"])
+
+
+def _silent_terms(
+    expert: Expert, found: CoordinateTerms, arguments: Mapping[str, Any]
+) -> CoordinateTerms:
+    # The factor 1, shared by the terms.
+    log_share = jnp.full_like(found.log_peak, -jnp.log(len(found.mean)))
+    return CoordinateTerms(log_share, found.mean, jnp.zeros_like(found.precision))
+
+
+def _no_decay(expert: Expert, found: StudentTTerms, arguments: Mapping[str, Any]) -> StudentTTerms:
+    return found._replace(exponent=jnp.zeros_like(found.exponent))
+
+
+_ABSENT: dict[str, _presence.Absent] = {
+    "log_factors": _presence.zeros,
+    "log_ratios": _presence.zeros,
+    "log_joint": _idle,
+    "latent_log_weight": _idle,
+    "sample_latent": _presence.unchanged,
+    "latent_mean": _presence.unchanged,
+    "latent_field": _presence.unchanged,
+    "features": _presence.zeros,
+    "visible_field": _presence.zeros,
+    "coordinate_terms": _silent_terms,
+    "coupling": _presence.zeros,
+    "student_t_terms": _no_decay,
+    "depth": _presence.zeros,
+}
+_SIGNATURES = {
+    name: inspect.signature(getattr(Expert if hasattr(Expert, name) else Bank, name))
+    for name in _ABSENT
+}
+
+
+def _respect_presence(cls: type) -> None:
+    for name, absent in _ABSENT.items():
+        method = cls.__dict__.get(name)
+        if method is not None and not getattr(method, "__isabstractmethod__", False):
+            wrapped = _presence.respects_presence(method, _SIGNATURES[name], absent)
+            setattr(cls, name, wrapped)
+
+
+_respect_presence(Expert)
 
 
 def statistic_changes(visible: Unit, x: Array, sites: Array, values: Array) -> Array:

@@ -7,8 +7,9 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from poejax.experts._forms import CoordinateTerms
 from poejax.experts.base import Expert, get_beta, require_units, set_beta, statistic_changes
-from poejax.experts.tails import Tails, as_float64, bounded, decay_of_field
+from poejax.tails import Tails, as_float64, bounded
 from poejax.types import Array, Event, Field, Latent, Params
 
 
@@ -33,6 +34,28 @@ class Bias(Expert):
     @property
     def num_factors(self) -> int:
         return 1
+
+    @property
+    def has_free_field(self) -> bool:
+        return True
+
+    @property
+    def is_gaussian(self) -> bool:
+        return self.visible.is_quadratic
+
+    @property
+    def num_coordinate_terms(self) -> int | None:
+        visible = self.visible
+        return 1 if visible.is_quadratic and visible.is_diagonal({}) else None
+
+    def coordinate_terms(self, params: Params) -> CoordinateTerms:
+        field = self.visible.field(params["field"])
+        mean, precision = field["linear"] / field["precision"], field["precision"]
+        precision = get_beta(params) * precision
+        return CoordinateTerms(jnp.zeros_like(mean)[None], mean[None], precision[None])
+
+    def depth(self, params: Params) -> Array:
+        return self.visible.peak(params["field"])
 
     def init(self, rng_key: Array) -> Params:
         del rng_key
@@ -66,8 +89,6 @@ class Bias(Expert):
         return -get_beta(params) * self.visible.peak(params["field"])
 
     def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
-        if type(self) is not Bias:  # what a subclass says of its factors is not known here
-            return super().log_ratios(params, x, sites, values)
         changes = statistic_changes(self.visible, x, sites, values)
         field = self.visible.linear_part(params["field"]).reshape(self.visible.num_sites, -1)
         return get_beta(params) * jnp.sum(changes * field[sites][:, None], axis=-1)
@@ -80,7 +101,7 @@ class Bias(Expert):
         return set_beta(params, beta)
 
     def tails(self, params: Params) -> Tails | None:
-        rows = decay_of_field(self.visible, params["field"])
+        rows = self.visible.decay_rows(params["field"])
         if rows is None:
             return None
         root = np.sqrt(as_float64(get_beta(params)))

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from poejax._numerics import HALF_LOG_2PI, widen
+from poejax.experts._forms import CoordinateTerms
 from poejax.experts.base import Expert, get_beta, set_beta
-from poejax.experts.tails import Tails, as_float64, bounded, upper_triangle
+from poejax.tails import Tails, as_float64, bounded
 from poejax.types import Array, Event, Field, Latent, Params
-from poejax.units import GaussianDiag
-from poejax.units.base import widen
-from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit, moments
-from poejax.units.gaussian_full import triangular_rows
+from poejax.units.gaussian import moments, require_real
+from poejax.units.gaussian_full import triangular_rows, upper_triangle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Gaussian(Expert):
         visible = require_real(self.visible)
         if self.covariance not in ("diag", "full"):
             raise ValueError(f"covariance: expected 'diag' or 'full', got {self.covariance!r}")
-        if self.covariance == "full" and isinstance(visible, GaussianDiag):
+        if self.covariance == "full" and visible.is_diagonal({}):
             raise ValueError(f"covariance: 'full' needs units.Gaussian, got {visible}")
         if self.coordinate is not None and not 0 <= self.coordinate < visible.size:
             raise ValueError(f"coordinate: expected 0 to {visible.size - 1}, got {self.coordinate}")
@@ -53,6 +53,23 @@ class Gaussian(Expert):
     @property
     def num_factors(self) -> int:
         return 1
+
+    @property
+    def is_gaussian(self) -> bool:
+        return True
+
+    @property
+    def num_coordinate_terms(self) -> int | None:
+        return 1 if self.covariance == "diag" else None
+
+    def coordinate_terms(self, params: Params) -> CoordinateTerms:
+        params, beta = widen(params), get_beta(params)
+        mean, precision = params["mean"], beta * jnp.exp(params["log_precision"])
+        log_peak = beta * (0.5 * params["log_precision"] - HALF_LOG_2PI)
+        if self.coordinate is not None:
+            site = jax.nn.one_hot(self.coordinate, self.visible.num_linear)
+            log_peak, mean, precision = site * log_peak, site * mean, site * precision
+        return CoordinateTerms(log_peak[None], mean[None], precision[None])
 
     def init(self, rng_key: Array) -> Params:
         size = 1 if self.coordinate is not None else require_real(self.visible).size
@@ -136,10 +153,3 @@ class Gaussian(Expert):
 
     def _seen(self, x: Array) -> Array:
         return x if self.coordinate is None else x[self.coordinate][None]
-
-
-def require_real(visible: object) -> QuadraticUnit:
-    """Return `visible` if it is a block of real visible units."""
-    if not isinstance(visible, QuadraticUnit):
-        raise ValueError(f"visible: expected units.GaussianDiag or units.Gaussian, got {visible}")
-    return visible

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks
+from poejax._numerics import HALF_LOG_2PI, widen
+from poejax.experts._forms import CoordinateTerms
 from poejax.experts.base import Expert, get_beta, set_beta, tempered_logsumexp
-from poejax.experts.gaussian import require_real
-from poejax.experts.tails import Tails, as_float64, bounded
 from poejax.mixtures import fit_em
+from poejax.tails import Tails, as_float64, bounded
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Categorical
-from poejax.units.base import widen
-from poejax.units.gaussian import HALF_LOG_2PI
+from poejax.units.gaussian import require_real
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,18 @@ class GaussianMixture(Expert):
     @property
     def num_latent_states(self) -> int:
         return int(self.num_components**self.num_factors)
+
+    @property
+    def num_coordinate_terms(self) -> int | None:
+        return None if self.joint else self.num_components
+
+    def coordinate_terms(self, params: Params) -> CoordinateTerms:
+        params, beta = widen(params), get_beta(params)
+        # [D, K, 1] to [K, D]
+        mean, log_precision = (params[name][:, :, 0].T for name in ("mean", "log_precision"))
+        log_peak = 0.5 * log_precision - HALF_LOG_2PI
+        log_peak = log_peak + jax.nn.log_softmax(params["logits"], axis=-1).T
+        return CoordinateTerms(beta * log_peak, mean, beta * jnp.exp(log_precision))
 
     def init(self, rng_key: Array) -> Params:
         shape = (self.num_factors, self.num_components)

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax._numerics import map_rows
+from poejax._numerics import HALF_LOG_2PI, map_rows, widen
+from poejax.experts._forms import Bank, Coupling
 from poejax.experts.base import Expert, get_beta, require_units, set_beta, statistic_changes
-from poejax.experts.tails import Tails, as_float64, of_hidden_units
+from poejax.tails import Tails, as_float64
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
 
@@ -70,6 +71,26 @@ class HiddenBank(Expert):
     def num_latent_states(self) -> int | None:
         return self.hidden.num_states
 
+    @property
+    def bank(self) -> Bank:
+        return self
+
+    @property
+    def has_gaussian_latents(self) -> bool:
+        return self.hidden.is_standard_gaussian
+
+    def coupling(self, params: Params) -> Coupling:
+        params, beta = widen(params), get_beta(params)
+        b = self.hidden.field(params["b"])
+        return Coupling(beta * b, beta * params["w"], jnp.full_like(b, HALF_LOG_2PI))
+
+    def features(self, params: Params, x: Event, bias: bool = True) -> Array:
+        """Return E[t(z) | x], [N], with the hidden bias or without."""
+        if not bias:
+            b = params["b"]
+            params = params | {"b": self.hidden.shift_linear(b, -self.hidden.linear_part(b))}
+        return self.hidden.linear_statistic(self.latent_mean(params, x))
+
     def init(self, rng_key: Array) -> Params:
         shape = (self.visible.num_linear, self.hidden.num_linear)
         w = self.init_scale * jax.random.normal(rng_key, shape)
@@ -83,8 +104,6 @@ class HiddenBank(Expert):
         return self.hidden.log_partitions(self.latent_field(params, x))
 
     def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
-        if type(self) is not HiddenBank:  # what a subclass says of its factors is not known here
-            return super().log_ratios(params, x, sites, values)
         pre = self._pre_activation(params, x)
         here = self.hidden.log_partitions(self._field(params, pre))
 
@@ -120,7 +139,7 @@ class HiddenBank(Expert):
         return set_beta(params, beta)
 
     def tails(self, params: Params) -> Tails | None:
-        return of_hidden_units(self.hidden, as_float64(get_beta(params)) * as_float64(params["w"]))
+        return self.hidden.bank_tails(as_float64(get_beta(params)) * as_float64(params["w"]))
 
     def _pre_activation(self, params: Params, x: Event) -> Array:
         return self._matmul(self.visible.linear_statistic(x), params["w"])

@@ -7,18 +7,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from poejax.experts.base import Expert, get_beta, set_beta
-from poejax.experts.combine import (
-    idle_log_weight,
-    keyed,
-    latent_states_at,
-    named,
-    num_latent_states,
-    zero_unless,
-)
+from poejax._numerics import widen
+from poejax.experts._presence import zero_unless
+from poejax.experts.base import Expert, get_beta, idle_log_weight, set_beta
+from poejax.experts.combine import keyed, latent_states_at, named, num_latent_states
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Categorical, Unit
-from poejax.units.base import widen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +59,6 @@ class Mixture(Expert):
         return jax.nn.logsumexp(self._log_joints(params, x))[None]
 
     def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
-        if type(self) is not Mixture:  # what a subclass says of its factors is not known here
-            return super().log_ratios(params, x, sites, values)
         log_p = jax.nn.log_softmax(self._log_joints(params, x))
         changes = [
             expert.log_ratios(self._member(params, name), x, sites, values)

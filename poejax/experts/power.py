@@ -6,11 +6,11 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from poejax._numerics import widen
 from poejax.experts.base import Expert, get_beta, set_beta
 from poejax.experts.neural import refuse_opaque
-from poejax.experts.tails import Tails, as_float64, raised
+from poejax.tails import Tails, as_float64, raised
 from poejax.types import Array, Event, Field, Latent, Params
-from poejax.units.base import widen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +77,6 @@ class Power(Expert):
         return weight * self.expert.log_factors(params["expert"], x)
 
     def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
-        if type(self) is not Power:  # what a subclass says of its factors is not known here
-            return super().log_ratios(params, x, sites, values)
         weight = get_beta(params) * self.weight(params)
         return weight * self.expert.log_ratios(params["expert"], x, sites, values)
 

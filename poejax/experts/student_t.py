@@ -10,11 +10,12 @@ import numpy as np
 from jax.scipy.special import digamma, gammaln
 
 from poejax import _checks
+from poejax._numerics import widen
+from poejax.experts._forms import StudentTTerms
 from poejax.experts.base import Expert, get_beta, set_beta
-from poejax.experts.tails import Tails, as_float64, bounded
+from poejax.tails import Tails, as_float64, bounded
 from poejax.types import Array, Event, Field, Latent, Params
-from poejax.units import Gaussian
-from poejax.units.base import widen
+from poejax.units.gaussian_full import require_full
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,7 @@ class StudentT(Expert):
     init_exponent: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.visible, Gaussian):
-            raise ValueError(f"visible: expected units.Gaussian, got {self.visible}")
+        require_full(self.visible)
         _checks.positive_int("num_experts", self.num_experts)
         if self.init_scale <= 0 or self.init_exponent <= 0:
             raise ValueError(
@@ -69,6 +69,14 @@ class StudentT(Expert):
     @property
     def num_latent_states(self) -> None:
         return None
+
+    @property
+    def is_student_t(self) -> bool:
+        return True
+
+    def student_t_terms(self, params: Params) -> StudentTTerms:
+        log_scale = widen(params["log_scale"])
+        return StudentTTerms(self.directions(params), log_scale, self.exponent(params))
 
     def init(self, rng_key: Array) -> Params:
         w = jax.random.normal(rng_key, (self.visible.num_linear, self.num_experts))

@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
+from poejax._numerics import HALF_LOG_2PI, widen
 from poejax.experts.base import Expert, get_beta, set_beta
-from poejax.experts.gaussian import require_real
-from poejax.experts.tails import Tails, bounded
+from poejax.tails import Tails, bounded
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Bernoulli
-from poejax.units.base import widen
-from poejax.units.gaussian import HALF_LOG_2PI
+from poejax.units.gaussian import require_real
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax.experts import Expert, HiddenBank, combine
+from poejax.experts import Expert
 from poejax.product import Product
 from poejax.types import Array, Event, Params
-from poejax.units import Categorical, Joint
+from poejax.units.joint import label_unit
 
 
 def class_log_probs(model: Product, params: Params, x: Event, label: str = "label") -> Array:
@@ -34,7 +34,8 @@ def class_log_probs(model: Product, params: Params, x: Event, label: str = "labe
     Source: Larochelle & Bengio (2008), Classification using discriminative restricted Boltzmann
     machines.
     """
-    unit = label_unit(model, label)
+    _checks.model("model", model)
+    unit = label_unit(model.visible, label)
     if not isinstance(x, dict):
         raise ValueError(f"x: expected a dict of blocks, got {type(x).__name__}")
     classes = jax.nn.one_hot(jnp.arange(unit.num_classes), unit.num_classes)[:, None]
@@ -43,30 +44,19 @@ def class_log_probs(model: Product, params: Params, x: Event, label: str = "labe
 
     def score(expert: Expert, params: Params) -> Array:
         def votes(y: Array) -> Array:
-            return jnp.sum(combine.log_factors(expert, params, blank | {label: y}))
+            return jnp.sum(expert.log_factors(params, blank | {label: y}))
 
-        if not isinstance(expert, HiddenBank) or "present" in params:
+        bank = expert.bank
+        if bank is None:
             return jax.vmap(votes)(classes)
-        of_x, of_nothing = (expert.latent_field(params, event) for event in (blank, zero))
+        of_x, of_nothing = (bank.latent_field(params, event) for event in (blank, zero))
 
         def log_partition(y: Array) -> Array:
-            of_y = expert.latent_field(params, zero | {label: y})
+            of_y = bank.latent_field(params, zero | {label: y})
             field = jax.tree.map(lambda a, b, c: a + (b - c), of_x, of_y, of_nothing)
-            return expert.hidden.log_partition(field)
+            return bank.hidden.log_partition(field)
 
         return jax.vmap(log_partition)(classes)
 
     scores = [score(expert, params[name]) for name, expert in model.items]
     return jax.nn.log_softmax(sum(scores[1:], scores[0]))
-
-
-def label_unit(model: Product, label: str) -> Categorical:
-    """Return the label's unit, or raise ValueError."""
-    _checks.model("model", model)
-    visible = model.visible
-    unit = visible.blocks.get(label) if isinstance(visible, Joint) else None
-    if not isinstance(unit, Categorical) or unit.size != 1:
-        raise ValueError(
-            f"label: expected the name of a block Categorical(1, C) of {visible}, got {label!r}"
-        )
-    return unit

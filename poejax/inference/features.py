@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from poejax.experts import HiddenBank, combine
 from poejax.product import Product
 from poejax.types import Array, Event, Params
 
@@ -32,17 +31,11 @@ def features(
     Source: Hinton & Salakhutdinov (2006); Erhan et al. (2010).
     """
     expert = model.experts.get(bank)
-    if not isinstance(expert, HiddenBank):
+    hidden = expert.bank if expert is not None else None
+    if hidden is None:
         raise ValueError(f"bank: expected the name of a HiddenBank, got {bank!r}: {expert}")
     params, x = model.standardize(params, x)
-    bank_params, present = combine.split_present(params[bank])
-    if not bias:
-        zeros = expert.hidden.shift_linear(
-            bank_params["b"], -expert.hidden.linear_part(bank_params["b"])
-        )
-        bank_params = bank_params | {"b": zeros}
-    found = expert.hidden.linear_statistic(expert.latent_mean(bank_params, x))
-    return found if present is None else combine.zero_unless(present, found)
+    return hidden.features(params[bank], x, bias)
 
 
 def reconstruct(model: Product, params: Params, x: Event) -> Event:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from poejax import _checks
 from poejax.types import Array, Event, Params
-from poejax.units import Bernoulli, Categorical, Gaussian, GaussianDiag, Joint, Spin, Unit
+from poejax.units import Unit
 
 NoiseT = TypeVar("NoiseT")
 
@@ -64,37 +64,43 @@ class BitFlips:
 
     def corrupt(self, rng_key: Array, visible: Unit, x: Event) -> Event:
         """Draw y: each unit of one event flipped with probability `rate`."""
-        if isinstance(visible, Joint):
-            return _corrupt_blocks(self, rng_key, visible, x)
-        visible.check("x", jnp.asarray(x)[None])
-        flip_key, value_key = jax.random.split(rng_key)
-        _require_units("BitFlips", "discrete", visible, (Bernoulli, Spin, Categorical))
-        x = visible.linear_statistic(x).reshape(jnp.shape(x))
-        flip = jax.random.bernoulli(flip_key, self.rate, (visible.num_sites,))
-        if isinstance(visible, Bernoulli):
-            return jnp.where(flip, 1 - x, x)
-        if isinstance(visible, Spin):
-            return jnp.where(flip, -x, x)
-        assert isinstance(visible, Categorical)
-        # A step of 1 to C - 1 along the ring of classes: any other, each as likely.
-        step = jax.random.randint(value_key, flip.shape, 1, visible.num_classes)
-        rolled = jax.vmap(jnp.roll)(x, step)
-        return jnp.where(flip[:, None], rolled, x)
+        visible.check("x", jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], x))
+        return visible.each_block(self._corrupt_block, visible.block_keys(rng_key), x)
 
     def field(self, visible: Unit, y: Event) -> Params:
         """Return the field, shaped as that of a Bias."""
-        if isinstance(visible, Joint):
-            return {name: self.field(unit, y[name]) for name, unit in visible.items}
+        return visible.each_block(self._block_field, y)
+
+    def _corrupt_block(self, unit: Unit, rng_key: Array, x: Event) -> Event:
+        num_values = self._num_values(unit)
+        flip_key, value_key = jax.random.split(rng_key)
+        x = unit.linear_statistic(x).reshape(jnp.shape(x))
+        flip = jax.random.bernoulli(flip_key, self.rate, (unit.num_sites,))
+        # A step of 1 to C - 1 along the ring of values: any other, each as likely.
+        step = jnp.ones(flip.shape, int)
+        if num_values > 2:
+            step = jax.random.randint(value_key, flip.shape, 1, num_values)
+        other = unit.value_at((unit.value_index(x) + step) % num_values, x.dtype)
+        return unit.select(~flip, x, other)
+
+    def _block_field(self, unit: Unit, y: Event) -> Params:
+        num_values = self._num_values(unit)
         rate = jnp.asarray(self.rate, jnp.result_type(float))
         log_odds = jnp.log1p(-rate) - jnp.log(rate)
-        _require_units("BitFlips", "discrete", visible, (Bernoulli, Spin, Categorical))
-        y = visible.linear_statistic(y).reshape(jnp.shape(y))
-        if isinstance(visible, Bernoulli):
-            return (2 * y - 1) * log_odds
-        if isinstance(visible, Spin):
-            return 0.5 * y * log_odds
-        assert isinstance(visible, Categorical)
-        return y * (log_odds + jnp.log(visible.num_classes - 1.0))
+        if num_values > 2:
+            log_odds = log_odds + jnp.log(num_values - 1.0)
+        y = unit.linear_statistic(y).reshape(jnp.shape(y))
+        field = unit.value_field(y, log_odds)
+        if field is None:
+            raise ValueError(
+                f"noise: BitFlips expects units whose fields single out a value, got {unit}"
+            )
+        return field
+
+    def _num_values(self, unit: Unit) -> int:
+        if unit.num_values is None:
+            raise ValueError(f"noise: BitFlips expects discrete units of few values, got {unit}")
+        return unit.num_values
 
 
 @_registered
@@ -115,41 +121,24 @@ class GaussianNoise:
 
     def corrupt(self, rng_key: Array, visible: Unit, x: Event) -> Event:
         """Draw y: one event plus noise."""
-        if isinstance(visible, Joint):
-            return _corrupt_blocks(self, rng_key, visible, x)
-        _require_units("GaussianNoise", "real visible", visible, (GaussianDiag, Gaussian))
-        x = visible.linear_statistic(x)
-        return x + self.scale * jax.random.normal(rng_key, x.shape, x.dtype)
+        return visible.each_block(self._corrupt_block, visible.block_keys(rng_key), x)
 
     def field(self, visible: Unit, y: Event) -> Params:
         """Return the field, shaped as that of a Bias."""
-        if isinstance(visible, Joint):
-            return {name: self.field(unit, y[name]) for name, unit in visible.items}
-        _require_units("GaussianNoise", "real visible", visible, (GaussianDiag, Gaussian))
-        log_scale = jnp.log(jnp.asarray(self.scale, jnp.result_type(float)))
-        y = visible.linear_statistic(y)
-        params = visible.init_field()
-        # Times the very numbers that the field's mean is divided by, so that it is y to the last
-        # digit, which is what counts where y is far from zero.
-        if isinstance(visible, GaussianDiag):
-            log_precision = params["log_precision"] - 2 * log_scale
-            return params | {"linear": y * jnp.exp(log_precision), "log_precision": log_precision}
-        log_diagonal = params["log_diagonal"] - log_scale
-        root = jnp.exp(log_diagonal)
-        return params | {"linear": y * root * root, "log_diagonal": log_diagonal}
+        field = visible.normal_field(y, jnp.log(jnp.asarray(self.scale, jnp.result_type(float))))
+        if field is None:
+            raise _not_real(visible)
+        return field
+
+    def _corrupt_block(self, unit: Unit, rng_key: Array, x: Event) -> Event:
+        if not unit.is_quadratic:
+            raise _not_real(unit)
+        x = unit.linear_statistic(x)
+        return x + self.scale * jax.random.normal(rng_key, x.shape, x.dtype)
 
 
-def _corrupt_blocks(noise: Noise, rng_key: Array, visible: Joint, x: Event) -> Event:
-    keys = jax.random.split(rng_key, len(visible.items))
-    return {
-        name: noise.corrupt(key, unit, x[name])
-        for key, (name, unit) in zip(keys, visible.items, strict=True)
-    }
-
-
-def _require_units(noise: str, expected: str, visible: Unit, kinds: tuple[type, ...]) -> None:
-    if not isinstance(visible, kinds):
-        raise ValueError(f"noise: {noise} expects {expected} units, got {visible}")
+def _not_real(visible: Unit) -> ValueError:
+    return ValueError(f"noise: GaussianNoise expects real visible units, got {visible}")
 
 
 def _open_interval(name: str, value: Any, low: float, high: float) -> None:

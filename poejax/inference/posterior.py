@@ -11,15 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _border, _checks, chains, propriety
-from poejax._numerics import add
+from poejax._numerics import add, at_least_float32
 from poejax.experts import Bias
 from poejax.inference.noise import Noise
-from poejax.kernels import BlockGibbs, block_gibbs
+from poejax.kernels.binding import bound_to
 from poejax.product import Product, product, split_coordinates
-from poejax.types import Array, Event, Kernel, Params, PyTree
-from poejax.units.base import at_least_float32
-
-KernelFactory = Callable[[Product], Kernel]
+from poejax.types import Array, Event, Kernel, ModelKernel, Params, PyTree
 
 
 class Posterior(NamedTuple):
@@ -45,7 +42,7 @@ def denoise(
     num_chains: int = 4,
     num_steps: int = 200,
     burn_in: int = 100,
-    kernel: KernelFactory | None = None,
+    kernel: ModelKernel | None = None,
     batch_size: int = 256,
 ) -> Posterior:
     """Posterior mean of clean events given a batch of noisy ones.
@@ -65,8 +62,8 @@ def denoise(
       num_chains: independent chains per event, at least 2 for a standard error.
       num_steps: steps of each chain.
       burn_in: steps before averaging starts, less than `num_steps`.
-      kernel: builds the kernel from the product of prior and noise; `block_gibbs` when None.
-        Compared by identity: define it once.
+      kernel: a kernel of `model`, whose settings serve the product of prior and noise;
+        `block_gibbs(model)` when None.
       batch_size: events in flight at a time, which bounds memory.
 
     Returns:
@@ -88,13 +85,14 @@ def denoise(
             "noise: expected an object registered with JAX, e.g. by "
             f"jax.tree_util.register_dataclass, got {noise!r}"
         )
-    _check(rng_key, num_chains, num_steps, burn_in, batch_size, kernel)
+    _check(rng_key, model, num_chains, num_steps, burn_in, batch_size, kernel)
     model.check_params(params)
     first = jax.tree.map(lambda leaf: leaf[0], noisy)
-    propriety.require_proper(*_with_noise(model, params, noise, first))
+    posterior, given = _with_noise(model, params, noise, first)
+    propriety.require_proper(posterior, given)
     return _denoise(
         rng_key, model, params, noisy, noise, num_chains, num_steps, burn_in,
-        kernel or block_gibbs, batch_size,
+        bound_to(posterior, kernel), batch_size,
     )  # fmt: skip
 
 
@@ -108,7 +106,7 @@ def inpaint(
     num_chains: int = 4,
     num_steps: int = 200,
     burn_in: int = 100,
-    kernel: KernelFactory | None = None,
+    kernel: ModelKernel | None = None,
     batch_size: int = 256,
 ) -> Posterior:
     """Posterior mean of a batch of events with missing sites, each row with a mask of its own.
@@ -141,11 +139,11 @@ def inpaint(
     observed = per_row_masks(model, observed, num_rows)
     check_observed(model, "x", x, observed)
     x = fill(model, x, observed)
-    _check(rng_key, num_chains, num_steps, burn_in, batch_size, kernel)
+    _check(rng_key, model, num_chains, num_steps, burn_in, batch_size, kernel)
     model.check_params(params)
     posterior = _inpaint(
         rng_key, model, params, x, observed, num_chains, num_steps, burn_in,
-        kernel or block_gibbs, batch_size,
+        bound_to(model, kernel), batch_size,
     )  # fmt: skip
     try:
         _checks.finite("mean", posterior.mean)
@@ -207,7 +205,7 @@ def _expand(mask: Any, x: np.ndarray) -> np.ndarray:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "num_chains", "num_steps", "burn_in", "make_kernel", "batch_size"),
+    static_argnames=("model", "num_chains", "num_steps", "burn_in", "kernel", "batch_size"),
 )
 def _denoise(
     rng_key: Array,
@@ -218,13 +216,12 @@ def _denoise(
     num_chains: int,
     num_steps: int,
     burn_in: int,
-    make_kernel: KernelFactory,
+    kernel: Kernel,
     batch_size: int,
 ) -> Posterior:
     def one(arguments: tuple[Array, Event]) -> Posterior:
         key, y = arguments
         posterior, given = _with_noise(model, params, noise, y)
-        kernel = make_kernel(posterior)
         keys = chains.chain_keys(jax.random.fold_in(key, 0), num_chains)
         states = jax.vmap(kernel.init, in_axes=(0, None, None))(keys, given, y)
         return _average(key, kernel, posterior, given, states, num_steps, burn_in)
@@ -234,7 +231,7 @@ def _denoise(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "num_chains", "num_steps", "burn_in", "make_kernel", "batch_size"),
+    static_argnames=("model", "num_chains", "num_steps", "burn_in", "kernel", "batch_size"),
 )
 def _inpaint(
     rng_key: Array,
@@ -245,11 +242,9 @@ def _inpaint(
     num_chains: int,
     num_steps: int,
     burn_in: int,
-    make_kernel: KernelFactory,
+    kernel: Kernel,
     batch_size: int,
 ) -> Posterior:
-    kernel = make_kernel(model)
-
     def one(arguments: tuple[Array, tuple[Event, PyTree]]) -> Posterior:
         key, (x, mask) = arguments
         keys = chains.chain_keys(jax.random.fold_in(key, 0), num_chains)
@@ -283,10 +278,10 @@ def _average(
 ) -> Posterior:
     """Run the chains of one event and average what each says of x after `burn_in`."""
 
+    better = getattr(kernel, "conditional_mean", None)
+
     def conditional_mean(state: PyTree, info: PyTree) -> Event:
-        if not isinstance(kernel, BlockGibbs):
-            return state.x
-        return model.visible_mean(params, info.z, state.x, state.clamp)
+        return state.x if better is None else better(params, state, info)
 
     def take(states: PyTree, index: Array) -> tuple[PyTree, Event]:
         key = jax.random.fold_in(rng_key, 1 + index)
@@ -329,13 +324,14 @@ def _map_rows(
 
 def _check(
     rng_key: Array,
+    model: Product,
     num_chains: int,
     num_steps: int,
     burn_in: int,
     batch_size: int,
-    kernel: KernelFactory | None,
+    kernel: ModelKernel | None,
 ) -> None:
-    _checks.kernel_factory("kernel", kernel)
+    _checks.kernel_of("kernel", kernel, model)
     _checks.rng_key("rng_key", rng_key)
     if _checks.positive_int("num_chains", num_chains) < 2:
         raise ValueError("num_chains: expected at least 2 for a standard error, got 1")

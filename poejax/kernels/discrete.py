@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
+from poejax._numerics import as_float, at_least_float32
 from poejax.product import Product
 from poejax.types import Array, ChainState, Event, MetropolisInfo, Params, PyTree
-from poejax.units import Bernoulli, Categorical, Joint, Spin, Unit
-from poejax.units.base import as_float, at_least_float32
+from poejax.units import Unit
 
 
 class Proposal(NamedTuple):
@@ -79,7 +79,7 @@ class GibbsWithGradients:
         masks = [None] * len(blocks) if clamp is None else jax.tree.leaves(clamp)
         trees = jax.tree.leaves(relaxed), jax.tree.leaves(gradient), masks
         for unit, leaf, slope, mask in zip(blocks, *trees, strict=True):
-            gains, current = _gains(unit, slope), _current(unit, leaf)
+            gains, current = unit.value_scores(slope), _current(unit, leaf)
             gains = gains - jnp.sum(jnp.where(current, gains, 0.0), axis=1, keepdims=True)
             excluded = current if mask is None else current | mask[:, None]
             weights.append(jnp.where(excluded, -jnp.inf, 0.5 * gains).reshape(-1))
@@ -106,7 +106,7 @@ class GibbsWithGradients:
             num_moves, num_values = current.size, current.shape[1]
             is_here = (move >= offset) & (move < offset + num_moves)
             site, value = jnp.divmod(jnp.clip(move - offset, 0, num_moves - 1), num_values)
-            new = leaf.at[site].set(_value(unit, value, leaf.dtype))
+            new = leaf.at[site].set(unit.value_at(value, leaf.dtype))
             moved.append(jnp.where(is_here, new, leaf))
             back = offset + site * num_values + jnp.argmax(current[site])
             reverse = jnp.where(is_here, back, reverse)
@@ -126,8 +126,8 @@ def gibbs_with_gradients(model: Product, num_flips: int = 1) -> GibbsWithGradien
     is_accepted, [num_flips]. Reversible in x.
 
     Args:
-      model: a product over Bernoulli, Spin or Categorical visible units, or a Joint of those, whose
-        `log_density` has a gradient at float events.
+      model: a product over visible units of finitely many values (Bernoulli, Spin, Categorical,
+        Binomial or a Joint of those), whose `log_density` has a gradient at float events.
       num_flips: proposals per step, one gradient each (and one more per step). A sweep of block
         Gibbs moves all sites; of the order of their number of flips compares with it.
 
@@ -141,43 +141,19 @@ def gibbs_with_gradients(model: Product, num_flips: int = 1) -> GibbsWithGradien
     """
     _checks.model("model", model)
     for unit in _blocks(model.visible):
-        if not isinstance(unit, (Bernoulli, Spin, Categorical)):
+        if unit.num_values is None:
             raise ValueError(
-                "gibbs_with_gradients: expected Bernoulli, Spin or Categorical visible units or a "
-                f"Joint of those, got {model.visible}; for real units use kernels.mala or hmc"
+                "gibbs_with_gradients: expected visible units of finitely many values, got "
+                f"{model.visible}; for real units use kernels.mala or hmc"
             )
     return GibbsWithGradients(model, _checks.positive_int("num_flips", num_flips))
 
 
 def _blocks(unit: Unit) -> list[Unit]:
     """Return the units of the leaves of an event, in the order in which JAX flattens it."""
-    if isinstance(unit, Joint):
-        return [leaf for name in sorted(unit.blocks) for leaf in _blocks(unit.blocks[name])]
-    return [unit]
-
-
-def _levels(unit: Unit) -> tuple[int, int]:
-    return (-1, 1) if isinstance(unit, Spin) else (0, 1)
-
-
-def _gains(unit: Unit, slope: Array) -> Array:
-    """Return ∇_i·v for each value v of each site i, [size, num_values]."""
-    if isinstance(unit, Categorical):
-        return slope
-    low, high = _levels(unit)
-    return jnp.stack([low * slope, high * slope], axis=1)
+    return jax.tree.leaves(unit.each_block(lambda block: block))
 
 
 def _current(unit: Unit, x: Array) -> Array:
     """Return which value each site has, [size, num_values]."""
-    if isinstance(unit, Categorical):
-        return x > 0.5
-    low, high = _levels(unit)
-    return jnp.stack([x == low, x == high], axis=1)
-
-
-def _value(unit: Unit, value: Array, dtype: jnp.dtype) -> Array:
-    if isinstance(unit, Categorical):
-        return jax.nn.one_hot(value, unit.num_classes, dtype=dtype)
-    low, high = _levels(unit)
-    return (low + (high - low) * value).astype(dtype)
+    return unit.value_index(x)[:, None] == jnp.arange(unit.num_values)

@@ -7,9 +7,10 @@ import dataclasses
 import jax
 
 from poejax import _checks
+from poejax._numerics import as_float
+from poejax.experts import Expert
 from poejax.product import Product
 from poejax.types import Array, ChainState, Event, GibbsInfo, Params, PyTree
-from poejax.units.base import as_float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,10 @@ class BlockGibbs:
         x = jax.tree.map(lambda new, old: new.astype(old.dtype), x, state.x)
         return ChainState(x, state.clamp), GibbsInfo(z)
 
+    def conditional_mean(self, params: Params, state: ChainState, info: GibbsInfo) -> Event:
+        """Return the mean of the draw that `state` holds, given the latents it came from."""
+        return self.model.visible_mean(params, info.z, state.x, state.clamp)
+
 
 def block_gibbs(model: Product) -> BlockGibbs:
     """Block Gibbs sampling: all latents given x, then all visibles given the latents.
@@ -71,11 +76,11 @@ def block_gibbs(model: Product) -> BlockGibbs:
     return BlockGibbs(model)
 
 
-def _opaque(model: Product, prefix: str = "") -> list[str]:
+def _opaque(model: Expert, prefix: str = "") -> list[str]:
     """Return the paths of the opaque experts, e.g. "target.energy" in a nested product."""
     paths = []
-    for name, expert in model.items:
-        if isinstance(expert, Product):
+    for name, expert in model.parts:
+        if expert.parts:
             paths += _opaque(expert, f"{prefix}{name}.")
         elif expert.is_opaque:
             paths.append(f"{prefix}{name}")

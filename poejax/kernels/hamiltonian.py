@@ -15,11 +15,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from poejax import _checks
+from poejax._numerics import as_float
 from poejax.product import Product, split_coordinates
 from poejax.types import Array, ChainState, Event, HMCInfo, MetropolisInfo, Params, PyTree
-from poejax.units import Joint, StandardGaussian, Unit
-from poejax.units.base import as_float
-from poejax.units.gaussian import QuadraticUnit
+from poejax.units import Unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,15 +241,9 @@ def _dtype(state: ChainState) -> Any:
     return jnp.result_type(*jax.tree.leaves(state.x))
 
 
-def _is_real(unit: Unit) -> bool:
-    if isinstance(unit, Joint):
-        return all(_is_real(block) for block in unit.blocks.values())
-    return isinstance(unit, (QuadraticUnit, StandardGaussian))
-
-
 def _check_real(name: str, model: Product) -> None:
     _checks.model("model", model)
-    if not _is_real(model.visible):
+    if not model.visible.is_real:
         raise ValueError(
             f"{name}: expected real visible units (GaussianDiag, Gaussian or a Joint of those), "
             f"got {model.visible}; for discrete units use kernels.gibbs_with_gradients"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _border, _checks
+from poejax._numerics import at_least_float32
 from poejax.mixtures import checks, em
 from poejax.mixtures import frame as frames
 from poejax.mixtures.clusters import named_start
@@ -148,7 +149,7 @@ def _fit(
     init: str,
     num_restarts: int,
 ) -> Climb:
-    x = em.as_float(x)
+    x = at_least_float32(jnp.asarray(x))
     smoothing = jnp.asarray(smoothing, x.dtype)
     weights = None if weights is None else weights.astype(x.dtype)
 

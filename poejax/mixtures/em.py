@@ -230,12 +230,6 @@ def matmul(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision="highest")
 
 
-def as_float(x: Array) -> Array:
-    """Return `x` in float32, or in float64 if it is that."""
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _log_joint(params: Mixture, x: Array) -> tuple[Array, Array]:
     # log π_k p_k(x) less a part that all share, and that part first.
     x = _border.array("x", x)

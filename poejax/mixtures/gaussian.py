@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from poejax._numerics import HALF_LOG_2PI
 from poejax.mixtures import em
 from poejax.types import Array
 
-_HALF_LOG_2PI = 0.9189385332046727
 _FAR = 2.0**40  # standard deviations beyond which squares may overflow
 
 
@@ -52,7 +52,7 @@ class MixtureParams(NamedTuple):
             if root is not None:
                 whitened = _solve(root, whitened)
                 log_scales = log_scales + jnp.log(jnp.diag(root))
-            log_norm = -jnp.sum(log_scales + _HALF_LOG_2PI)
+            log_norm = -jnp.sum(log_scales + HALF_LOG_2PI)
             return log_norm, jnp.sum(whitened**2), _norm(whitened)
 
         # One component after the other: a batch of events then needs N x D, not N x K x D, memory.

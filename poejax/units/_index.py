@@ -27,3 +27,13 @@ def divide_index(index: Array, count: int) -> tuple[Array, Array]:
     if count > jnp.iinfo(index.dtype).max:
         return jnp.zeros_like(index), index
     return index // count, index % count
+
+
+def digits(index: Array, base: int, size: int) -> Array:
+    """Return the `size` lowest digits of `index` to a base, lowest first, [size]."""
+    divisors, largest = [1], jnp.iinfo(index.dtype).max
+    while len(divisors) < size and divisors[-1] <= largest // base:
+        divisors.append(divisors[-1] * base)
+    found = (index // jnp.array(divisors, index.dtype)) % base
+    # Digits beyond the range of an index are zero for every index that fits.
+    return jnp.pad(found, (0, size - len(divisors)))

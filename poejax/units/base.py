@@ -4,37 +4,16 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from poejax import _border, _checks, _foreign
+from poejax import _checks, _foreign
+from poejax.tails import Reach, Tails, nowhere
 from poejax.types import Array, Event, Field, Params, PyTree
-
-
-def as_float(x: Array) -> Array:
-    """Return `x` in a floating dtype: events may be stored as bool or small integers."""
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
-
-
-def at_least_float32(v: Array) -> Array:
-    """Return `v` in float32 or wider: in bfloat16 an event of odds 0.001 would fire at 0.008."""
-    return v.astype(jnp.promote_types(v.dtype, jnp.float32))
-
-
-def mean_of_rows(x: Array, weights: Array | None = None) -> Array:
-    """Return the mean [...] of a batch [N, ...], weighted or not, in float32 or wider."""
-    x = at_least_float32(as_float(x))
-    if weights is None:
-        return jnp.mean(x, axis=0)
-    return jnp.tensordot(jnp.asarray(weights / jnp.sum(weights), x.dtype), x, 1)
-
-
-def widen(tree: PyTree) -> PyTree:
-    """Return the tree with every leaf in float32 or wider, whatever it is stored in."""
-    return jax.tree.map(lambda leaf: at_least_float32(jnp.asarray(leaf)), tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +48,85 @@ class Unit(abc.ABC):
     @abc.abstractmethod
     def has_proper_base(self) -> bool:
         """Whether ∫ h(x) dx is finite, so that the block is normalised at field zero."""
+
+    @property
+    def is_real(self) -> bool:
+        """Whether every vector of real numbers is an event, which gradients may then move."""
+        return False
+
+    @property
+    def is_quadratic(self) -> bool:
+        """Whether fields hold a precision besides a linear part, as those of real visible units."""
+        return False
+
+    @property
+    def is_standard_gaussian(self) -> bool:
+        """Whether events given their field are N(field, 1)."""
+        return False
+
+    def is_diagonal(self, coordinates: PyTree) -> bool:
+        """Whether sites are independent given their field, in the user's units too."""
+        del coordinates
+        return True
+
+    def each_block(self, fn: Callable[..., Any], *trees: PyTree) -> Any:
+        """Return `fn(unit, *parts)` for every block of which an event consists, as an event."""
+        return fn(self, *trees)
+
+    def block_keys(self, rng_key: Array) -> PyTree:
+        """Return a key for each block, as an event."""
+        return rng_key
+
+    @property
+    def num_values(self) -> int | None:
+        """Number C of values that a site can take, which `value_at` numbers; None if unlimited."""
+        return None
+
+    def value_at(self, index: Array, dtype: Any) -> Array:
+        """Return the values numbered `index` [...] in [0, C), ascending, [..., *site shape]."""
+        raise _without_values(self)
+
+    def value_index(self, x: Event) -> Array:
+        """Return the number of the value at each site of an event, [num_sites]."""
+        raise _without_values(self)
+
+    def value_scores(self, slope: Array) -> Array:
+        """Return <slope_i, v> for every site i and value v, `slope` as an event, [num_sites, C]."""
+        raise _without_values(self)
+
+    def value_field(self, y: Event, log_odds: Array) -> Params | None:
+        """Return the field that favours y_i by `log_odds` over each other value of its site.
+
+        None where no linear statistic singles out one of a site's values.
+        """
+        del y, log_odds
+        return None
+
+    def normal_field(self, y: Event, log_scale: Array) -> Params | None:
+        """Return the field -½ |x - y|² / scale²; None unless units are real and visible."""
+        del y, log_scale
+        return None
+
+    def reach(self) -> Reach | None:
+        """Return where events may lie far out; None if the unit cannot say."""
+        return nowhere(self.num_linear) if self.num_states is not None else None
+
+    def decay_rows(self, params: Params) -> np.ndarray | None:
+        """Return rows whose precision is that of a field's free parameters, [R, num_linear].
+
+        On the host, for concrete parameters; none for fields without a precision, None if the
+        unit cannot say.
+        """
+        del params
+        return np.zeros((0, self.num_linear)) if self.has_proper_base else None
+
+    def bank_tails(self, weights: np.ndarray) -> Tails | None:
+        """Return the tails of A(Wᵀy + b) in y, for hidden units, weights [D, num_linear].
+
+        On the host; None if the unit cannot say.
+        """
+        del weights
+        return None
 
     def states(self) -> Event:
         """Return all events, [num_states, ...]; for small discrete blocks."""
@@ -254,82 +312,9 @@ class Unit(abc.ABC):
         _checks.shape(name, mask, (self.num_sites,), self)
 
 
-@dataclasses.dataclass(frozen=True)
-class VectorUnit(Unit):
-    """A block whose event is one vector of `size` numbers and whose linear statistic is itself."""
-
-    size: int
-
-    def __post_init__(self) -> None:
-        _checks.positive_int("size", self.size)
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        return (self.size,)
-
-    @property
-    def num_sites(self) -> int:
-        return self.size
-
-    @property
-    def num_linear(self) -> int:
-        return self.size
-
-    def linear_statistic(self, x: Event) -> Array:
-        _checks.shape("x", x, self.event_shape, self)
-        return as_float(x)
-
-    def linear_field(self, v: Array) -> Field:
-        return v
-
-    def init_field(self) -> Params:
-        return jnp.zeros(self.size)
-
-    def field(self, params: Params) -> Field:
-        return params
-
-    def linear_part(self, params: Params) -> Array:
-        return params
-
-    def shift_linear(self, params: Params, v: Array) -> Params:
-        return params + v
-
-    def inner(self, field: Field, x: Event) -> Array:
-        # A sum, not a dot: accelerators would round a dot's operands, and XLA fuses a sum.
-        return jnp.sum(at_least_float32(field) * self.linear_statistic(x))
-
-
-def check_batch(
-    name: str, x: Event, event_shape: tuple[int, ...], owner: Unit, real: bool = False
-) -> None:
-    """Raise unless `x` is a non-empty finite batch [N, *event_shape], of measurements if `real`."""
-    wanted = f"shape ({', '.join(['N', *map(str, event_shape)])}) for {owner}"
-    if isinstance(x, dict):
-        raise TypeError(f"{name}: expected one array of {wanted}, got a dict")
-    x = _border.array(name, x)
-    if x.shape[1:] != event_shape or x.ndim != len(event_shape) + 1:
-        raise ValueError(f"{name}: expected {wanted}, got {x.shape}")
-    _checks.leading_axis(name, x)
-    if real:
-        _border.survives(name, x, real=True)
-    else:
-        _border.finite(name, x)
-
-
-def require_values(name: str, x: Array, holds: _border.Holds, expected: str, owner: Unit) -> None:
-    """Raise unless `holds(x)` everywhere, quoting the first value that fails; tracers pass.
-
-    `holds` is a function of a module, by entry or by row: device arrays compile it.
-    """
-    x = _border.array(name, x)
-    if _border.is_abstract(x):
-        return
-    if (place := _border.first_failure(x, holds)) is not None:
-        raise ValueError(
-            f"{name}: expected {expected} for {owner}, got "
-            f"{_border.entry(x, place)}{_border.where(place, x.ndim)}"
-        )
-
-
 def _per_site(mask: Array, x: Array) -> Array:
     return jnp.reshape(mask, mask.shape + (1,) * (jnp.ndim(x) - mask.ndim))
+
+
+def _without_values(unit: Unit) -> ValueError:
+    return ValueError(f"units: expected sites of finitely many values, got {unit}")

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from poejax import _checks
+from poejax._numerics import as_float, at_least_float32, mean_of_rows
+from poejax.tails import Tails, bounded
 from poejax.types import Array, Event, Field, Params
-from poejax.units._index import as_index
-from poejax.units.base import (
-    Unit,
-    VectorUnit,
-    as_float,
-    at_least_float32,
-    check_batch,
-    mean_of_rows,
-    require_values,
-)
+from poejax.units._index import as_index, digits
+from poejax.units.base import Unit
+from poejax.units.checks import check_batch, require_values
+from poejax.units.vector import VectorUnit
 
 
 def _bits(index: Array, size: int) -> Array:
@@ -43,6 +41,10 @@ def _sums_to_one(v: Array) -> Array:
 @dataclasses.dataclass(frozen=True)
 class BinaryUnit(VectorUnit):
     """What units of two values share."""
+
+    @property
+    def num_values(self) -> int:
+        return 2
 
     @property
     def num_states(self) -> int:
@@ -78,6 +80,14 @@ class Bernoulli(BinaryUnit):
         p = (1 - smoothing) * mean_of_rows(x, weights) + smoothing / 2
         return jnp.log(p) - jnp.log1p(-p)
 
+    def value_field(self, y: Event, log_odds: Array) -> Params:
+        return (2 * y - 1) * log_odds
+
+    def bank_tails(self, weights: np.ndarray) -> Tails:
+        # softplus grows like the larger of 0 and w·y: its mean, and ± half their difference.
+        tilt = 0.5 * weights.sum(axis=1)
+        return bounded(len(weights))._replace(tilt=tilt, spread=0.5 * weights.T)
+
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
         require_values(name, x, _zero_or_one, "values in {0, 1}", self)
@@ -103,6 +113,18 @@ class Spin(BinaryUnit):
 
     def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
         return jnp.arctanh((1 - smoothing) * mean_of_rows(x, weights))
+
+    def value_at(self, index: Array, dtype: Any) -> Array:
+        return (2 * index - 1).astype(dtype)
+
+    def value_index(self, x: Event) -> Array:
+        return (x > 0).astype(int)
+
+    def value_field(self, y: Event, log_odds: Array) -> Params:
+        return 0.5 * y * log_odds
+
+    def bank_tails(self, weights: np.ndarray) -> Tails:
+        return bounded(len(weights))._replace(spread=weights.T)
 
     def check(self, name: str, x: Event) -> None:
         check_batch(name, x, self.event_shape, self)
@@ -146,13 +168,30 @@ class Categorical(Unit):
 
     def state_at(self, index: Array) -> Event:
         index = as_index(index, self.num_states, self)
-        divisors, largest = [1], jnp.iinfo(index.dtype).max
-        while len(divisors) < self.size and divisors[-1] <= largest // self.num_classes:
-            divisors.append(divisors[-1] * self.num_classes)
-        digits = (index // jnp.array(divisors, index.dtype)) % self.num_classes
-        # Digits beyond the range of an index are zero for every index that fits.
-        digits = jnp.pad(digits, (0, self.size - len(divisors)))
-        return jax.nn.one_hot(digits, self.num_classes, dtype=jnp.result_type(float))
+        choice = digits(index, self.num_classes, self.size)
+        return jax.nn.one_hot(choice, self.num_classes, dtype=jnp.result_type(float))
+
+    @property
+    def num_values(self) -> int:
+        return self.num_classes
+
+    def value_at(self, index: Array, dtype: Any) -> Array:
+        return jax.nn.one_hot(index, self.num_classes, dtype=dtype)
+
+    def value_index(self, x: Event) -> Array:
+        return jnp.argmax(x, axis=-1)
+
+    def value_scores(self, slope: Array) -> Array:
+        return slope
+
+    def value_field(self, y: Event, log_odds: Array) -> Params:
+        return y * log_odds
+
+    def bank_tails(self, weights: np.ndarray) -> Tails:
+        classes = weights.reshape(len(weights), self.size, self.num_classes)
+        mean = classes.mean(axis=2, keepdims=True)
+        spread = (classes - mean).reshape(len(weights), -1).T
+        return bounded(len(weights))._replace(tilt=mean.sum(axis=(1, 2)), spread=spread)
 
     def linear_statistic(self, x: Event) -> Array:
         _checks.shape("x", x, self.event_shape, self)

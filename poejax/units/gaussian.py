@@ -1,4 +1,4 @@
-"""Real-valued units in their two roles: visible (Lebesgue base) and hidden (Gaussian base)."""
+"""Real visible units: a flat base measure, and fields with a precision."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _border, _checks
+from poejax._numerics import HALF_LOG_2PI, as_float, at_least_float32, widen
+from poejax.tails import Reach, as_float64, everywhere
 from poejax.types import Array, Event, Field, Params, PyTree
 from poejax.units._rows import conditioned
-from poejax.units.base import VectorUnit, as_float, at_least_float32, check_batch, widen
-
-HALF_LOG_2PI = 0.9189385332046727
+from poejax.units.checks import check_batch
+from poejax.units.vector import VectorUnit
 
 
 @dataclasses.dataclass(frozen=True)
 class RealUnit(VectorUnit):
     """What all blocks of real numbers share."""
+
+    @property
+    def is_real(self) -> bool:
+        return True
 
     @property
     def num_states(self) -> None:
@@ -50,6 +55,13 @@ class QuadraticUnit(RealUnit):
     @property
     def has_proper_base(self) -> bool:
         return False
+
+    @property
+    def is_quadratic(self) -> bool:
+        return True
+
+    def reach(self) -> Reach:
+        return everywhere(self.size)
 
     @abc.abstractmethod
     def diagonal_field(self, linear: Array, precision: Array) -> Field:
@@ -150,10 +162,6 @@ class QuadraticUnit(RealUnit):
         return self._conditioned(noise, field["linear"], rows, x, mask, coordinates)
 
     @abc.abstractmethod
-    def is_diagonal(self, coordinates: PyTree) -> bool:
-        """Whether sites are independent given their field, in x too."""
-
-    @abc.abstractmethod
     def square_root_rows(self, field: Field) -> Array:
         """Return rows [R, size] whose precision is rowsᵀ rows."""
 
@@ -237,6 +245,16 @@ class GaussianDiag(QuadraticUnit):
     def square_root_rows(self, field: Field) -> Array:
         return jnp.diag(jnp.sqrt(widen(field)["precision"]))
 
+    def normal_field(self, y: Event, log_scale: Array) -> Params:
+        log_precision = jnp.full(self.size, -2 * log_scale)
+        # Times the very numbers that the field's mean is divided by, so that it is y to the last
+        # digit, which is what counts where y is far from zero.
+        linear = self.linear_statistic(y) * jnp.exp(log_precision)
+        return {"linear": linear, "log_precision": log_precision}
+
+    def decay_rows(self, params: Params) -> np.ndarray:
+        return np.diag(np.exp(0.5 * as_float64(params["log_precision"])))
+
     def power(self, params: Params, weight: float) -> Params:
         return {
             "linear": weight * params["linear"],
@@ -270,35 +288,6 @@ class GaussianDiag(QuadraticUnit):
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class StandardGaussian(RealUnit):
-    """`size` real hidden units with base exp(-z²/2): z ~ N(field, 1).
-
-    A(field) = Σ ½ field² + ½ log 2π.
-    """
-
-    @property
-    def has_proper_base(self) -> bool:
-        return True
-
-    def log_base(self, x: Event) -> Array:
-        return -0.5 * jnp.sum(self.linear_statistic(x) ** 2)
-
-    def log_partitions(self, field: Field) -> Array:
-        return 0.5 * at_least_float32(field) ** 2 + HALF_LOG_2PI
-
-    def mean(self, field: Field) -> Event:
-        return field
-
-    def sample(self, rng_key: Array, field: Field) -> Event:
-        field = at_least_float32(field)
-        return field + jax.random.normal(rng_key, (self.size,), field.dtype)
-
-    def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
-        del smoothing  # the variance is fixed by the base measure
-        return jnp.asarray(moments(x, weights=weights)[0], jnp.result_type(float))
-
-
 def moments(x: Any, full: bool = False, weights: Array | None = None) -> tuple[Any, Any]:
     """Return mean [D] and variance [D], or covariance [D, D], of a batch [N, D], weighted or not.
 
@@ -318,6 +307,13 @@ def moments(x: Any, full: bool = False, weights: Array | None = None) -> tuple[A
     if full:
         return mean, (centred * share[:, None]).T @ centred
     return mean, share @ centred**2
+
+
+def require_real(visible: Any) -> QuadraticUnit:
+    """Return `visible` if it is a block of real visible units."""
+    if not isinstance(visible, QuadraticUnit):
+        raise ValueError(f"visible: expected units.GaussianDiag or units.Gaussian, got {visible}")
+    return visible
 
 
 def _wide(coordinates: PyTree) -> tuple[Array, Array]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks
+from poejax._numerics import HALF_LOG_2PI, widen
+from poejax.tails import as_float64
 from poejax.types import Array, Event, Field, Params, PyTree
 from poejax.units._rows import least_squares, solve, triangle_of
-from poejax.units.base import widen
-from poejax.units.gaussian import HALF_LOG_2PI, QuadraticUnit, moments
+from poejax.units.gaussian import QuadraticUnit, moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,17 @@ class Gaussian(QuadraticUnit):
     def is_diagonal(self, coordinates: PyTree) -> bool:
         return False
 
+    def normal_field(self, y: Event, log_scale: Array) -> Params:
+        log_diagonal = jnp.full(self.size, -log_scale)
+        root = jnp.exp(log_diagonal)
+        # As the mean is divided out, so that it is y to the last digit.
+        linear = self.linear_statistic(y) * root * root
+        none = jnp.zeros(self.size * (self.size - 1) // 2)
+        return {"linear": linear, "log_diagonal": log_diagonal, "off_diagonal": none}
+
+    def decay_rows(self, params: Params) -> np.ndarray:
+        return upper_triangle(params)
+
     def power(self, params: Params, weight: float) -> Params:
         return {
             "linear": weight * params["linear"],
@@ -158,6 +171,20 @@ def triangular_rows(params: Params) -> Array:
     diagonal = jnp.exp(params["log_diagonal"])
     upper = jnp.triu_indices(diagonal.shape[0], 1)
     return jnp.diag(diagonal).at[upper].set(params["off_diagonal"])
+
+
+def upper_triangle(params: Params) -> np.ndarray:
+    """Return `triangular_rows` on the host in double precision."""
+    rows = np.diag(np.exp(as_float64(params["log_diagonal"])))
+    rows[np.triu_indices(len(rows), 1)] = as_float64(params["off_diagonal"])
+    return rows
+
+
+def require_full(visible: Any) -> Gaussian:
+    """Return `visible` if it is a block of real visible units of full precision."""
+    if not isinstance(visible, Gaussian):
+        raise ValueError(f"visible: expected units.Gaussian, got {visible}")
+    return visible
 
 
 def require_full_rank(name: str, x: Event) -> None:

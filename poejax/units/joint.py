@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _border, _checks, _foreign
+from poejax.tails import Reach, Tails, block_diagonal, combine
 from poejax.types import Array, Event, Field, Params, PyTree
 from poejax.units._index import as_index, divide_index
 from poejax.units.base import Unit
+from poejax.units.discrete import Categorical
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -68,6 +70,49 @@ class Joint(Unit):
     @property
     def has_proper_base(self) -> bool:
         return all(unit.has_proper_base for _, unit in self.items)
+
+    @property
+    def is_real(self) -> bool:
+        return all(unit.is_real for _, unit in self.items)
+
+    def is_diagonal(self, coordinates: PyTree) -> bool:
+        return all(unit.is_diagonal(self._all(coordinates)[name]) for name, unit in self.items)
+
+    def each_block(self, fn: Callable[..., Any], *trees: PyTree) -> Any:
+        return self._map(lambda unit, *parts: unit.each_block(fn, *parts), *trees)
+
+    def block_keys(self, rng_key: Array) -> PyTree:
+        keys = jax.random.split(rng_key, len(self.items))
+        return {
+            name: unit.block_keys(key) for (name, unit), key in zip(self.items, keys, strict=True)
+        }
+
+    def value_field(self, y: Event, log_odds: Array) -> Params | None:
+        return self._unless_none(lambda unit, value: unit.value_field(value, log_odds), y)
+
+    def normal_field(self, y: Event, log_scale: Array) -> Params | None:
+        return self._unless_none(lambda unit, value: unit.normal_field(value, log_scale), y)
+
+    def reach(self) -> Reach | None:
+        parts = self._unless_none(lambda unit: unit.reach())
+        if parts is None:
+            return None
+        return Reach(
+            np.concatenate([part.is_real for part in parts.values()]),
+            np.concatenate([part.is_count for part in parts.values()]),
+            block_diagonal([part.decay for part in parts.values()]),
+        )
+
+    def decay_rows(self, params: Params) -> np.ndarray | None:
+        rows = self._unless_none(lambda unit, own: unit.decay_rows(own), params)
+        return None if rows is None else block_diagonal(list(rows.values()))
+
+    def bank_tails(self, weights: np.ndarray) -> Tails | None:
+        cuts = np.cumsum([unit.num_linear for _, unit in self.items])[:-1]
+        parts = np.split(weights, cuts, axis=1)
+        named = dict(zip(self.blocks, parts, strict=True))
+        blocks = self._unless_none(lambda unit, part: unit.bank_tails(part), named)
+        return None if blocks is None else combine(list(blocks.values()))
 
     def state_at(self, index: Array) -> Event:
         event: dict[str, Event] = {}
@@ -226,6 +271,20 @@ class Joint(Unit):
     def _map(self, fn: Callable[..., Any], *trees: dict[str, Any]) -> dict[str, Any]:
         return {name: fn(unit, *(tree[name] for tree in trees)) for name, unit in self.items}
 
+    def _unless_none(self, fn: Callable[..., Any], *trees: dict[str, Any]) -> dict[str, Any] | None:
+        found = self._map(fn, *trees)
+        return None if any(part is None for part in found.values()) else found
+
     def _sum(self, fn: Callable[..., Array], *trees: dict[str, Any]) -> Array:
         terms = list(self._map(fn, *trees).values())
         return sum(terms[1:], terms[0])
+
+
+def label_unit(visible: Unit, label: str) -> Categorical:
+    """Return the unit of a label beside other blocks, or raise ValueError."""
+    unit = visible.blocks.get(label) if isinstance(visible, Joint) else None
+    if not isinstance(unit, Categorical) or unit.size != 1:
+        raise ValueError(
+            f"label: expected the name of a block Categorical(1, C) of {visible}, got {label!r}"
+        )
+    return unit

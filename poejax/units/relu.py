@@ -8,9 +8,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from poejax._numerics import at_least_float32, mean_of_rows
+from poejax.tails import Tails, bounded
 from poejax.types import Array, Event, Field, Params
-from poejax.units.base import at_least_float32, mean_of_rows, require_values
+from poejax.units.checks import require_values
 from poejax.units.gaussian import RealUnit
 
 _HALF_LOG_PI_OVER_2 = 0.5 * math.log(math.pi / 2)
@@ -41,6 +44,13 @@ class ReLU(RealUnit):
     @property
     def has_proper_base(self) -> bool:
         return True
+
+    @property
+    def is_real(self) -> bool:
+        return False
+
+    def bank_tails(self, weights: np.ndarray) -> Tails:
+        return bounded(len(weights))._replace(half_square=weights.T)
 
     def log_base(self, x: Event) -> Array:
         z = self.linear_statistic(x)

@@ -1,4 +1,4 @@
-"""How factors over real visible units behave far from the origin."""
+"""How factors over unbounded visible units behave far from the origin."""
 
 from __future__ import annotations
 
@@ -6,9 +6,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from poejax import units
-from poejax.types import Params
-from poejax.units import Unit
+__all__ = ["Reach", "Tails", "as_float64", "bounded"]
+
+
+class Reach(NamedTuple):
+    """Where events of a block of units may lie far out, and how its base measure falls off there.
+
+    is_real: linear statistics that may be any real number, [M] bool.
+    is_count: those that may be 0, 1, 2, ..., over which the base falls off as 1/x!: faster than
+      every exponential grows, and slower than every square decays, [M] bool.
+    decay: square-root rows of the base's quadratic decay, [R, M].
+    """
+
+    is_real: np.ndarray
+    is_count: np.ndarray
+    decay: np.ndarray
+
+
+def nowhere(num_linear: int) -> Reach:
+    """Return the reach of units of finitely many values; `_replace` what differs."""
+    no = np.zeros(num_linear, bool)
+    return Reach(no, no, np.zeros((0, num_linear)))
+
+
+def everywhere(num_linear: int) -> Reach:
+    """Return the reach of real units of a flat base measure."""
+    return nowhere(num_linear)._replace(is_real=np.ones(num_linear, bool))
 
 
 class Tails(NamedTuple):
@@ -54,57 +77,6 @@ def bounded(num_linear: int) -> Tails:
 def as_float64(x: Any) -> np.ndarray:
     """Return `x` on the host in double precision."""
     return np.asarray(x, np.float64)
-
-
-def decay_of_field(unit: Unit, params: Params) -> np.ndarray | None:
-    """Return square-root rows of the precision of a field's free parameters, [R, D].
-
-    Discrete and hidden units have none in their fields. None for units not known here.
-    """
-    if isinstance(unit, units.Joint):
-        blocks = [decay_of_field(block, params[name]) for name, block in unit.items]
-        known = [rows for rows in blocks if rows is not None]
-        return block_diagonal(known) if len(known) == len(blocks) else None
-    if isinstance(unit, units.GaussianDiag):
-        return np.diag(np.exp(0.5 * as_float64(params["log_precision"])))
-    if isinstance(unit, units.Gaussian):
-        return upper_triangle(params)
-    if unit.has_proper_base:
-        return np.zeros((0, unit.num_linear))
-    return None
-
-
-def upper_triangle(params: Params) -> np.ndarray:
-    """Return `triangular_rows` in double precision."""
-    rows = np.diag(np.exp(as_float64(params["log_diagonal"])))
-    rows[np.triu_indices(rows.shape[0], 1)] = as_float64(params["off_diagonal"])
-    return rows
-
-
-def of_hidden_units(unit: Unit, weights: np.ndarray) -> Tails | None:
-    """Return the tails of A_hidden(Wᵀy + b) from the tempered `weights` [D, N]; None if unknown."""
-    tails = bounded(weights.shape[0])
-    if isinstance(unit, units.Joint):
-        cuts = np.cumsum([block.num_linear for _, block in unit.items])[:-1]
-        parts = np.split(weights, cuts, axis=1)
-        blocks = [of_hidden_units(b, w) for (_, b), w in zip(unit.items, parts, strict=True)]
-        known = [block for block in blocks if block is not None]
-        return combine(known) if len(known) == len(blocks) else None
-    if isinstance(unit, units.Bernoulli):
-        # softplus grows like the larger of 0 and w·y: its mean, and ± half their difference.
-        return tails._replace(tilt=0.5 * weights.sum(axis=1), spread=0.5 * weights.T)
-    if isinstance(unit, units.Spin):
-        return tails._replace(spread=weights.T)
-    if isinstance(unit, units.Categorical):
-        classes = weights.reshape(weights.shape[0], unit.size, unit.num_classes)
-        mean = classes.mean(axis=2, keepdims=True)
-        spread = (classes - mean).reshape(weights.shape[0], -1).T
-        return tails._replace(tilt=mean.sum(axis=(1, 2)), spread=spread)
-    if isinstance(unit, units.StandardGaussian):
-        return tails._replace(square=weights.T)
-    if isinstance(unit, units.ReLU):
-        return tails._replace(half_square=weights.T)
-    return None
 
 
 def combine(tails: list[Tails]) -> Tails:
