@@ -18,6 +18,7 @@ from poejax import (
     mixtures,
     models,
     propriety,
+    tails,
     types,
     units,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "recipes",
     "sklearn",
     "stacks",
+    "tails",
     "testing",
     "training",
     "types",

@@ -20,14 +20,15 @@ import math
 from statistics import NormalDist
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
+MAX_COUNT = 200  # the mass beyond is below 1e-12 at rates up to 100
 REAL_KINDS = ("gaussian_diag", "standard_gaussian", "relu")
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """`size` units: bernoulli, spin, categorical, gaussian_diag, standard_gaussian or relu."""
+    """`size` units of a kind; `num_classes` of binomial ones is one more than their trials."""
 
     kind: str
     size: int
@@ -59,6 +60,12 @@ def unit_states(block, limit=32.0, spacing=0.4):
         return np.array([[-1.0], [1.0]]), np.zeros(2)
     if block.kind == "categorical":
         return np.eye(block.num_classes), np.zeros(block.num_classes)
+    if block.kind == "binomial":
+        k, n = np.arange(block.num_classes), block.num_classes - 1
+        return k[:, None] * 1.0, np.log([math.comb(n, i) for i in k])
+    if block.kind == "poisson":
+        k = np.arange(MAX_COUNT + 1)
+        return k[:, None] * 1.0, -special.gammaln(k + 1)
     if block.kind == "relu":
         node, weight = np.polynomial.legendre.leggauss(96)
         return limit / 2 * (node[:, None] + 1), np.log(limit / 2 * weight)

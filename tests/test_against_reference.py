@@ -219,7 +219,7 @@ def test_real_units_on_both_sides_have_a_closed_form_and_no_enumeration():
     model = build("gaussian", "gaussian")
     params = jax.tree.map(lambda leaf: leaf[0], stacked_params("gaussian", "gaussian", machines))
     assert pj.exact.method(model) == "gaussian"
-    with pytest.raises(ValueError, match="expected discrete visible units, got continuous ones"):
+    with pytest.raises(ValueError, match="expected finitely many visible states"):
         pj.exact.probabilities(model, params)
 
 

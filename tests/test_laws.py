@@ -30,6 +30,8 @@ VISIBLE = {
     "categorical": units.Categorical(2, 3),
     "gaussian": units.GaussianDiag(3),
     "joint": MIXED,
+    "binomial": units.Binomial(2, 3),
+    "poisson": units.Poisson(2),
 }
 HIDDEN = {
     "bernoulli": units.Bernoulli(3),
@@ -38,6 +40,7 @@ HIDDEN = {
     "gaussian": units.StandardGaussian(2),
     "relu": units.ReLU(2),
     "joint": MIXED,
+    "binomial": units.Binomial(2, 3),
 }
 REALS = units.GaussianDiag(2)
 ALWAYS = {"retrace", "field", "gradient", "jit", "vmap", "temper"}

@@ -260,7 +260,7 @@ def test_equal_estimators_compile_once(compiles_nothing):
 
 
 JOINT = bank_over(units.Joint(a=units.Bernoulli(2), b=units.GaussianDiag(1)))
-DISCRETE_ONLY = "model: expected Bernoulli, Spin or Categorical visible units, got"
+DISCRETE_ONLY = "model: expected visible units of finitely many values, got"
 REAL_ONLY = "model: expected GaussianDiag or Gaussian visible units, got"
 
 
@@ -275,8 +275,8 @@ REAL_ONLY = "model: expected GaussianDiag or Gaussian visible units, got"
         (lambda: estimators.pseudo_likelihood(JOINT), DISCRETE_ONLY + " Joint"),
         (lambda: estimators.minimum_probability_flow(REAL), DISCRETE_ONLY),
         (lambda: estimators.minimum_probability_flow(JOINT), DISCRETE_ONLY),
-        (lambda: estimators.ratio_matching(ONE_HOT), "expected Bernoulli or Spin visible units"),
-        (lambda: estimators.ratio_matching(JOINT), "expected Bernoulli or Spin visible units"),
+        (lambda: estimators.ratio_matching(ONE_HOT), "expected visible units of two values"),
+        (lambda: estimators.ratio_matching(JOINT), "expected visible units of two values"),
         (lambda: estimators.score_matching(REAL, 0), "num_projections: expected an integer of"),
         (lambda: estimators.score_matching(REAL, 1, "sphere"), "directions: expected one of"),
         (lambda: estimators.denoising_score_matching(REAL, 0.0), "noise_scale: expected a posi"),

@@ -196,7 +196,7 @@ def _method(caller: str, model: Product, max_states: int) -> str:
     if side is None:
         raise ValueError(
             f"{caller}: expected finitely many visible or latent states, a closed form, or at most "
-            f"{cubature.MAX_DIMS} real visible units, got continuous units on both sides; "
+            f"{cubature.MAX_DIMS} real visible units, got infinitely many on both sides; "
             "estimate log Z with evidence.ais"
         )
     _budget(caller, side, finite[side], max_states)
@@ -205,7 +205,7 @@ def _method(caller: str, model: Product, max_states: int) -> str:
 
 def _budget(caller: str, side: str, count: int | None, max_states: int) -> None:
     if count is None:
-        raise ValueError(f"{caller}: expected discrete {side} units, got continuous ones")
+        raise ValueError(f"{caller}: expected finitely many {side} states, got infinitely many")
     if count > max_states:
         more = "" if max_states < enumeration.max_count() else "numbering more takes 64 bits; "
         raise ValueError(

@@ -131,7 +131,7 @@ class Unit(abc.ABC):
     def states(self) -> Event:
         """Return all events, [num_states, ...]; for small discrete blocks."""
         if self.num_states is None:
-            raise ValueError(f"states: {self} is continuous and cannot be enumerated")
+            raise ValueError(f"states: {self} has infinitely many events and cannot be enumerated")
         if self.num_states > 2**24:
             raise ValueError(f"states: {self} has {self.num_states} states; use state_at in chunks")
         return jax.vmap(self.state_at)(jnp.arange(self.num_states))

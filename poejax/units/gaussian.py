@@ -33,7 +33,7 @@ class RealUnit(VectorUnit):
         return None
 
     def state_at(self, index: Array) -> Event:
-        raise ValueError(f"state_at: {self} is continuous and cannot be enumerated")
+        raise ValueError(f"state_at: {self} has infinitely many events and cannot be enumerated")
 
     def linear_statistic(self, x: Event) -> Array:
         # Squares of what float16 holds overflow it, and bfloat16 has too few digits to centre.
