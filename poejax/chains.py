@@ -123,7 +123,10 @@ def init(
     _checks.rng_key("rng_key", rng_key)
     _checks.positive_int("num_chains", num_chains)
     _checks.kernel("kernel", kernel)
-    kernel.model.check_params(params)
+    if clamp is None:
+        propriety.require_proper(kernel.model, params)
+    else:  # what is left of an improper model may be proper
+        kernel.model.check_params(params)
     keys = chain_keys(rng_key, num_chains)
     visible = kernel.model.visible
     if x is None:
@@ -134,8 +137,6 @@ def init(
         x = _border.events("x", visible, x)
         _checks.one_row_per_chain("x", x, num_chains)
     if clamp is None:
-        # Only without a clamp: what is left of an improper model may be proper.
-        propriety.require_proper(kernel.model, params)
         return jax.vmap(lambda key, x: kernel.init(key, params, x))(keys, x)
     if all(jnp.ndim(mask) == 1 for mask in jax.tree.leaves(clamp)):
         visible.check_mask("clamp", clamp)

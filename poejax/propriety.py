@@ -29,16 +29,18 @@ class _Improper(Exception):
 
 
 def require_proper(model: Product, params: Params) -> None:
-    """Raise ValueError if the product is known to have no finite Z; see `classify`.
+    """Raise ValueError if parameters do not fit, or the product is known to have no finite Z.
 
-    What cannot be known passes, and so do traced parameters. Over discrete units it costs nothing.
+    What every driver calls, once, before anything compiles. What cannot be known passes (see
+    `classify`), and so do traced parameters.
 
     Args:
       model: the product.
       params: its parameters.
 
     Raises:
-      ValueError: if the product is improper; names the experts and the subspace.
+      ValueError: if `params` do not fit the model or are not finite, or the product is improper;
+        names the experts and the subspace.
     """
     found = classify(model, params)
     if found.verdict == "improper":
@@ -74,9 +76,9 @@ def classify(model: Product, params: Params) -> Propriety:
     Source: Weinberg (1960), High-energy behavior in quantum field theory, for power counting over
     subspaces.
     """
+    model.check_params(params)
     if model.visible.num_states is not None:
         return Propriety("proper", "finitely many events have a finite sum")
-    model.check_params(params)
     experts, reason = _experts(model, params)
     reach = model.visible.reach()
     if reach is None or experts is None:

@@ -183,7 +183,6 @@ def ais_init(
         )
     if base.model.visible != model.visible:
         raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
-    model.check_params(params)
     propriety.require_proper(model, params)
     require_reach(model, params)
     warn_if_base_is_light(model, params, base)

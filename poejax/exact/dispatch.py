@@ -131,7 +131,6 @@ def sample(rng_key: Array, model: Product, params: Params) -> Event:
             "states, got one that only quadrature integrates; run a chain, e.g. "
             "kernels.block_gibbs"
         )
-    model.check_params(params)
     require_proper(model, params)
     rest, _ = split_coordinates(params)
     x = model.restore(params, _sample(rng_key, model, rest, name))
@@ -142,7 +141,6 @@ def sample(rng_key: Array, model: Product, params: Params) -> Event:
 
 def _log_z(model: Product, params: Params, max_states: int) -> Array:
     name = _method("log_z", model, max_states)
-    model.check_params(params)
     require_proper(model, params)
     params, _ = split_coordinates(params)  # Z is the same number in all coordinates
     value = _evaluate(model, params, name)

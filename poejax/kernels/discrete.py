@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax._numerics import as_float, at_least_float32
+from poejax._numerics import at_least_float32
+from poejax.kernels.base import EventKernel
 from poejax.product import Product
 from poejax.types import Array, ChainState, Event, MetropolisInfo, Params, PyTree
 from poejax.units import Unit
@@ -23,30 +24,14 @@ class Proposal(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class GibbsWithGradients:
+class GibbsWithGradients(EventKernel):
     """Change one site at a time, where the gradient says so. Build with `gibbs_with_gradients`.
 
     A move gives one site one of its values: there are M = Σ sites x values of them, numbered block
     by block in the order in which JAX flattens an event. The value a site has is never proposed.
     """
 
-    model: Product
     num_flips: int
-
-    def init(self, rng_key: Array, params: Params, x: Event, clamp: PyTree = None) -> ChainState:
-        """Return the state of a chain at `x`.
-
-        Args:
-          rng_key: unused, for the interface.
-          params: unused, for the interface.
-          x: one visible event.
-          clamp: boolean mask, one entry per site ([D], a dict for joint blocks): True keeps that
-            site of `x` for ever; no move of it is proposed.
-        """
-        del rng_key, params
-        if clamp is not None:
-            self.model.visible.check_mask("clamp", clamp)
-        return ChainState(jax.tree.map(as_float, x), clamp)
 
     def step(
         self, rng_key: Array, params: Params, state: ChainState

@@ -7,32 +7,15 @@ import dataclasses
 import jax
 
 from poejax import _checks
-from poejax._numerics import as_float
 from poejax.experts import Expert
+from poejax.kernels.base import EventKernel
 from poejax.product import Product
-from poejax.types import Array, ChainState, Event, GibbsInfo, Params, PyTree
+from poejax.types import Array, ChainState, Event, GibbsInfo, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockGibbs:
+class BlockGibbs(EventKernel):
     """Alternate z ~ p(z | x) and x ~ p(x | z), each block in parallel. Build with `block_gibbs`."""
-
-    model: Product
-
-    def init(self, rng_key: Array, params: Params, x: Event, clamp: PyTree = None) -> ChainState:
-        """Return the state of a chain at `x`.
-
-        Args:
-          rng_key: unused, for the interface.
-          params: unused, for the interface.
-          x: one visible event.
-          clamp: boolean mask, one entry per site ([D], a dict for joint blocks): True keeps that
-            site of `x` for ever. It lives in the state: a new mask compiles nothing.
-        """
-        del rng_key, params
-        if clamp is not None:
-            self.model.visible.check_mask("clamp", clamp)
-        return ChainState(jax.tree.map(as_float, x), clamp)
 
     def step(
         self, rng_key: Array, params: Params, state: ChainState

@@ -15,36 +15,24 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from poejax import _checks
-from poejax._numerics import as_float
+from poejax.kernels.base import EventKernel
 from poejax.product import Product, split_coordinates
 from poejax.types import Array, ChainState, Event, HMCInfo, MetropolisInfo, Params, PyTree
 from poejax.units import Unit
 
 
 @dataclasses.dataclass(frozen=True)
-class GradientKernel(abc.ABC):
+class GradientKernel(EventKernel, abc.ABC):
     """What MALA and HMC share: a step size, and clamping by conditioning."""
 
-    model: Product
     step_size: float
 
     def init(self, rng_key: Array, params: Params, x: Event, clamp: PyTree = None) -> ChainState:
-        """Return the state of a chain at `x`, in float32 or wider.
-
-        Args:
-          rng_key: unused, for the interface.
-          params: unused, for the interface.
-          x: one visible event.
-          clamp: boolean mask, one entry per site ([D], a dict for joint blocks): True keeps that
-            site of `x` for ever, and the others follow their conditional given it.
-        """
-        del rng_key, params
-        if clamp is not None:
-            self.model.visible.check_mask("clamp", clamp)
-        x = jax.tree.map(as_float, x)
+        """Return the state of a chain at `x`, in float32 or wider."""
+        state = super().init(rng_key, params, x, clamp)
         # One dtype for all blocks, and none in which a small step would round to no step.
-        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(x))
-        return ChainState(_cast(x, dtype), clamp)
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(state.x))
+        return ChainState(_cast(state.x, dtype), clamp)
 
     def step(self, rng_key: Array, params: Params, state: ChainState) -> tuple[ChainState, Any]:
         """Propose a move of the sites that are not clamped, and accept or reject it."""
