@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from poejax import _checks, _folders
+from poejax import _checks, _folders, _leaves
 from poejax._folders import CheckpointError, PathLike
 from poejax.types import Params, PyTree
 
@@ -76,7 +75,7 @@ def save(
         )
     if metrics is not None and best_metric is not None and best_metric not in scores:
         raise ValueError(f"best_metric: {best_metric!r} is not among the metrics {list(scores)}")
-    table, arrays = _pack(state, allow_nonfinite)
+    table, arrays = _leaves.pack(state, allow_nonfinite)
     best = None if best_metric is None else [best_metric, best_mode]
     root = _folders.absolute(directory)
     for name in {p.name.partition(".poejax-")[0] for p in root.glob("*.poejax-*")}:
@@ -199,9 +198,9 @@ def save_params(
     folder = _folders.absolute(path)
     if not overwrite and _folders.current(folder).exists():
         raise FileExistsError(f"{folder} exists; overwrite=True replaces it")
-    table, arrays = _pack(params, allow_nonfinite)
+    table, arrays = _leaves.pack(params, allow_nonfinite)
     tree = jax.tree.unflatten(jax.tree.structure(params), list(table))
-    if not _is_plain(tree):
+    if not _leaves.is_plain(tree):
         tree = None
     meta = {"leaves": table, "config": config, "tree": tree}
     return _folders.commit(folder, _writer(arrays), meta)
@@ -234,23 +233,25 @@ def load_params(path: PathLike, abstract_params: Params | None = None) -> Params
     if meta["tree"] is None:
         raise ValueError(f"{folder}: pass abstract_params, these are not only dicts and lists")
     data = _load(folder)
-    return jax.tree.map(lambda name: _leaf(meta["leaves"][name], data.get(name)), meta["tree"])
+    return jax.tree.map(
+        lambda name: _leaves.leaf(meta["leaves"][name], data.get(name)), meta["tree"]
+    )
 
 
 def _read(folder: Path, abstract: PyTree) -> PyTree:
-    meta, wanted = _folders.read_meta(folder), _named(abstract)
+    meta, wanted = _folders.read_meta(folder), _leaves.named(abstract)
     have = {name: (tuple(e["shape"]), e["dtype"]) for name, e in meta["leaves"].items()}
-    want = {name: _spec(leaf) for name, leaf in wanted.items()}
+    want = {name: _leaves.spec(leaf) for name, leaf in wanted.items()}
     differ = [
-        f"\n  {name}: expected {_show(want.get(name))}, found {_show(have.get(name))}"
+        f"\n  {name}: expected {_leaves.show(want.get(name))}, found {_leaves.show(have.get(name))}"
         for name in dict.fromkeys([*want, *have])
-        if _show(want.get(name), traced=True) != _show(have.get(name), traced=True)
+        if _leaves.show(want.get(name), traced=True) != _leaves.show(have.get(name), traced=True)
     ]
     if differ:
         more = f"\n  and {len(differ) - 5} more" if len(differ) > 5 else ""
         raise ValueError(f"{folder} does not fit the expected state:" + "".join(differ[:5]) + more)
     data = _load(folder)
-    leaves = [_leaf(meta["leaves"][n], data.get(n), leaf) for n, leaf in wanted.items()]
+    leaves = [_leaves.leaf(meta["leaves"][n], data.get(n), leaf) for n, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
@@ -261,76 +262,6 @@ def _require_one_process() -> None:
             "for all of them; bring arrays to one of them, e.g. by "
             "jax.experimental.multihost_utils.process_allgather, and keep them there with NumPy"
         )
-
-
-def _pack(tree: PyTree, allow_nonfinite: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Describe each leaf and bring its data to the host."""
-    named, table, arrays = _named(tree), {}, {}
-    keys = {n for n, x in named.items() if hasattr(x, "dtype") and _spec(x)[1].startswith("key<")}
-    hosted = jax.device_get(
-        {n: jax.random.key_data(x) if n in keys else x for n, x in named.items()}
-    )
-    for name, leaf in named.items():
-        data = np.asarray(hosted[name])
-        if not (jnp.issubdtype(data.dtype, jnp.number) or data.dtype == bool):
-            raise TypeError(f"{name}: cannot store a {type(leaf).__name__} of dtype {data.dtype}")
-        inexact = jnp.issubdtype(data.dtype, jnp.inexact)
-        if inexact and not allow_nonfinite and not np.isfinite(data).all():
-            raise ValueError(f"{name} is not finite; allow_nonfinite=True saves it regardless")
-        shape, dtype = _spec(leaf)
-        table[name] = {"shape": shape, "dtype": dtype}
-        if type(leaf) in (bool, int, float):
-            table[name]["value"] = leaf
-            continue
-        table[name]["data"] = [data.shape, data.dtype.name]
-        if data.size:  # orbax refuses arrays without elements
-            arrays[name] = data
-        if name in keys:
-            table[name]["impl"] = str(jax.random.key_impl(leaf))
-    return table, arrays
-
-
-def _leaf(entry: Mapping[str, Any], data: Any, abstract: Any = None) -> Any:
-    if "value" in entry:
-        return entry["value"]
-    # An uncommitted array says nothing about placement; its sharding would commit the copy.
-    sharding = getattr(abstract, "sharding", None) if getattr(abstract, "committed", True) else None
-    if "impl" in entry:
-        keys = jax.random.wrap_key_data(jnp.asarray(data), impl=entry["impl"])
-        return jax.device_put(keys, sharding)
-    exact = jax.dtypes.canonicalize_dtype(data.dtype) == data.dtype
-    return jax.device_put(data, sharding) if exact else data
-
-
-def _named(tree: PyTree) -> dict[str, Any]:
-    pairs = jax.tree_util.tree_leaves_with_path(tree)
-    named = {_checks.leaf_name(path): leaf for path, leaf in pairs}
-    if len(named) < len(pairs):
-        raise TypeError("two leaves have the same path")
-    return named
-
-
-def _is_plain(tree: Any) -> bool:
-    """Whether JSON holds a tree of names as it is."""
-    if type(tree) is dict:
-        return all(isinstance(key, str) and _is_plain(child) for key, child in tree.items())
-    return all(map(_is_plain, tree)) if type(tree) is list else tree is None or type(tree) is str
-
-
-def _spec(leaf: Any) -> tuple[tuple[int, ...], str]:
-    if type(leaf) in (bool, int, float):
-        return (), type(leaf).__name__
-    return np.shape(leaf), leaf.dtype.name
-
-
-def _show(spec: tuple[tuple[int, ...], str] | None, traced: bool = False) -> str:
-    """Write float32[2, 3]; `traced` gives a Python number the dtype it has under `jax.jit`."""
-    if spec is None:
-        return "nothing"
-    shape, dtype = spec
-    if traced and dtype in ("int", "float"):
-        dtype = jax.dtypes.canonicalize_dtype(dtype).name
-    return f"{dtype}{list(shape)}"
 
 
 def _writer(arrays: Mapping[str, np.ndarray]) -> Callable[[Path], None]:

@@ -168,7 +168,7 @@ class Product(Expert):
         return params | {name: expert.temper(params[name], beta) for name, expert in self.items}
 
     def mask(self, params: Params, **present: Array | bool) -> Params:
-        """Return the parameters with some experts left out, at the same shapes.
+        """Return the parameters with some experts absent, at the same shapes.
 
         log f_k(x) becomes 0 and its field 0 where `present[k]` is False, e.g. for a missing
         modality; under `vmap` each event has experts of its own. What an absent expert holds, NaN
@@ -177,7 +177,7 @@ class Product(Expert):
         Args:
           params: this model's parameters.
           **present: for any of the experts, by name: a boolean, traced or not, []. A nested
-            product is left out whole.
+            product is absent as a whole.
 
         Returns:
           Parameters with a leaf "present" in each expert named, for use in place of `params`; as
@@ -232,15 +232,15 @@ class Product(Expert):
         y = self.visible.random_event(rng_key)
         return y if params is None else self.restore(params, y)
 
-    def heard(self, params: Params, prefix: str = "") -> Iterator[tuple[str, Expert, Params]]:
+    def present(self, params: Params, prefix: str = "") -> Iterator[tuple[str, Expert, Params]]:
         """Yield (name, expert, params) of what is multiplied, nested ones as "outer.inner".
 
-        Experts whose params hold a leaf "present" that is False are left out; on the host.
+        Experts whose params hold a leaf "present" that is False are absent; on the host.
         """
         for name, expert in self.items:
             own = params[name]
             if isinstance(expert, Product):
-                yield from expert.heard(own, f"{prefix}{name}.")
+                yield from expert.present(own, f"{prefix}{name}.")
             elif not isinstance(own, dict) or np.all(np.asarray(own.get("present", 1)) > 0.5):
                 yield prefix + name, expert, own
 
@@ -252,12 +252,12 @@ class Product(Expert):
         expected = jax.eval_shape(self.init, _checks.abstract_key())
         _checks.floating_params("params", params)
         _checks.same_structure("params", params, expected, optional=("beta", "present"))
-        _checks.finite("params", self._heard(params))
+        _checks.finite("params", self._present_params(params))
 
-    def _heard(self, params: Params) -> Params:
+    def _present_params(self, params: Params) -> Params:
         """Return the parameters with those of absent experts replaced by ones."""
         return {
-            name: expert._heard(params[name])
+            name: expert._present_params(params[name])
             if isinstance(expert, Product)
             else split_present(params[name])[0]
             for name, expert in self.items

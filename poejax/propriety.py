@@ -123,7 +123,7 @@ def _experts(model: Product, params: Params) -> tuple[dict[str, Tails] | None, s
     if model.visible.reach() is None:
         return None, f"the tails of {model.visible} are not known here"
     with np.errstate(all="ignore"):  # what is not finite is told below
-        named = [(name, expert.tails(own)) for name, expert, own in model.heard(params)]
+        named = [(name, expert.tails(own)) for name, expert, own in model.present(params)]
     silent = [name for name, tails in named if tails is None]
     if silent:
         return None, f"experts {silent} do not state their tails"

@@ -25,7 +25,8 @@ ALLOWED = {
 
 def classes():
     """(class name, file) of all parts."""
-    files = [path for room in ROOMS for path in (ROOT / room).glob("*.py")] + [*ROOT.glob("*product.py")]
+    files = [path for room in ROOMS for path in (ROOT / room).glob("*.py")]
+    files += ROOT.glob("*product.py")
     return {
         (node.name, path)
         for path in files

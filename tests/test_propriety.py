@@ -238,7 +238,7 @@ def test_nested_products_are_flattened_and_absent_experts_left_out():
     with pytest.raises(ValueError, match=r"experts \['inner.heavy'\] .* columns \[0\] of 'other'"):
         propriety.require_proper(model, params)
     masked = model.mask(params, inner=False)
-    assert [name for name, _, _ in model.heard(masked)] == ["other"]
+    assert [name for name, _, _ in model.present(masked)] == ["other"]
     assert "no expert decays along the 1-dim" in propriety.classify(model, masked).reason
 
 

@@ -220,7 +220,7 @@ def _same(a: PyTree, b: PyTree) -> bool:
 def _student_t_experts(model: Product, params: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return unit vectors [J, D], log α [J] and tempered exponents [J] over all banks."""
     banks = []
-    for _, expert, own in model.heard(params):
+    for _, expert, own in model.present(params):
         if expert.is_student_t:
             tails, log_scale = expert.tails(own), expert.student_t_terms(own).log_scale
             assert tails is not None

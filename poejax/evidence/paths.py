@@ -65,7 +65,7 @@ def require_reach(model: Product, params: Params) -> None:
     """Raise where natural parameters about zero keep no digits of a Gaussian far from it."""
     if model.visible.num_states is not None or not _checks.is_concrete(params):
         return
-    for name, expert, own in model.heard(split_coordinates(params)[0]):
+    for name, expert, own in model.present(split_coordinates(params)[0]):
         depth = float(expert.depth(own))
         if depth * float(jnp.finfo(jnp.result_type(float)).eps) > RESOLUTION:
             raise ValueError(

@@ -51,5 +51,5 @@ class Bank(Protocol):
         ...
 
     def features(self, params: Params, x: Event, bias: bool = True) -> Array:
-        """Return the means of the hidden units' linear statistics, zeros if left out."""
+        """Return the means of the hidden units' linear statistics, zeros if absent."""
         ...

@@ -1,4 +1,4 @@
-"""How an expert is left out: around what families define, and nowhere else."""
+"""How an expert is absent: around what families define, and nowhere else."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from poejax.types import Array, Params, PyTree
 
 Method = Callable[..., Any]
 Absent = Callable[[Any, Any, Mapping[str, Any]], Any]
-"""What a method returns of an expert left out: (expert, result as if present, arguments)."""
+"""What a method returns of an absent expert: (expert, result as if present, arguments)."""
 
 EVENTS = ("x", "values")
 
 
 def set_present(params: Params, present: Array | bool) -> Params:
-    """Return `params` with the leaf `present`, 0 where the expert is left out."""
+    """Return `params` with the leaf `present`, 0 where the expert is absent."""
     dtype = jnp.result_type(float, *jax.tree.leaves(params))
     return params | {"present": jnp.asarray(present, bool).astype(dtype)}
 
 
 def split_present(params: Params) -> tuple[Params, Array | None]:
-    """Split off the leaf `present`; an expert that is left out gets ones for parameters.
+    """Split off the leaf `present`; an absent expert gets ones for parameters.
 
     They go in before any arithmetic: whatever an absent expert holds, NaN included, reaches
     neither values nor gradients. Parameters are unconstrained, so ones are valid.
@@ -52,7 +52,7 @@ def zeros(expert: Any, found: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def unchanged(expert: Any, found: Any, arguments: Mapping[str, Any]) -> Any:
-    """What latents do while their expert is not heard: as at x = 0."""
+    """What latents do while their expert is absent: as at x = 0."""
     del expert, arguments
     return found
 
@@ -62,7 +62,7 @@ def respects_presence(method: Method, signature: inspect.Signature, absent: Abse
     names = [name for name in signature.parameters if name != "self"]
 
     @functools.wraps(method)
-    def heard(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def respectful(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | kwargs
         params, present = split_present(given["params"])
         if present is None:
@@ -74,4 +74,4 @@ def respects_presence(method: Method, signature: inspect.Signature, absent: Abse
         otherwise = absent(self, found, given)
         return jax.tree.map(lambda a, b: jnp.where(present, a, b), found, otherwise)
 
-    return heard
+    return respectful

@@ -30,7 +30,7 @@ class Expert(abc.ABC):
     functions of `params` and take one event; use `jax.vmap` for batches. A family states `init`,
     `log_factors`, its latents and the field they add; the joint density follows.
 
-    A family does not think of being left out: its methods as called, here and by others, take
+    A family does not think of being absent: its methods as called, here and by others, take
     params with a leaf "present" too (`Product.mask`). What a class says further of its factors,
     from `log_ratios` to `tails`, does not hold of a subclass that defines other factors.
     """
@@ -237,8 +237,8 @@ _FURTHER = (
 )
 
 
-def idle_log_weight(expert: Expert, params: Params, z: Latent) -> Array:
-    """Return the log density of z given x = 0: what latents do while their expert is not heard.
+def absent_log_weight(expert: Expert, params: Params, z: Latent) -> Array:
+    """Return the log density of z given x = 0: what latents do while their expert is absent.
 
     There t(x) = 0, so that the joint is g(z), and ∫ exp g(z) dz = exp Σ_k log_factors(0).
     """
@@ -248,13 +248,13 @@ def idle_log_weight(expert: Expert, params: Params, z: Latent) -> Array:
     return expert.latent_log_weight(params, z) - jnp.sum(expert.log_factors(params, zero))
 
 
-def _idle(expert: Expert, found: Array, arguments: Mapping[str, Any]) -> Array:
+def _absent_weight(expert: Expert, found: Array, arguments: Mapping[str, Any]) -> Array:
     if expert.is_opaque:
         return jnp.zeros_like(found)
-    return idle_log_weight(expert, arguments["params"], arguments["z"])
+    return absent_log_weight(expert, arguments["params"], arguments["z"])
 
 
-def _silent_terms(
+def _absent_terms(
     expert: Expert, found: CoordinateTerms, arguments: Mapping[str, Any]
 ) -> CoordinateTerms:
     # The factor 1, shared by the terms.
@@ -269,14 +269,14 @@ def _no_decay(expert: Expert, found: StudentTTerms, arguments: Mapping[str, Any]
 _ABSENT: dict[str, _presence.Absent] = {
     "log_factors": _presence.zeros,
     "log_ratios": _presence.zeros,
-    "log_joint": _idle,
-    "latent_log_weight": _idle,
+    "log_joint": _absent_weight,
+    "latent_log_weight": _absent_weight,
     "sample_latent": _presence.unchanged,
     "latent_mean": _presence.unchanged,
     "latent_field": _presence.unchanged,
     "features": _presence.zeros,
     "visible_field": _presence.zeros,
-    "coordinate_terms": _silent_terms,
+    "coordinate_terms": _absent_terms,
     "coupling": _presence.zeros,
     "student_t_terms": _no_decay,
     "depth": _presence.zeros,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from poejax._numerics import widen
 from poejax.experts._presence import zero_unless
-from poejax.experts.base import Expert, get_beta, idle_log_weight, set_beta
+from poejax.experts.base import Expert, absent_log_weight, get_beta, set_beta
 from poejax.experts.combine import keyed, latent_states_at, named, num_latent_states
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Categorical, Unit
@@ -73,15 +73,15 @@ class Mixture(Expert):
         total = self._log_share(params, z)
         for chosen, name, expert, member in self._each(params, z["choice"]):
             used = expert.log_joint(member, x, z["members"][name])
-            total += jnp.where(chosen, used, idle_log_weight(expert, member, z["members"][name]))
+            total += jnp.where(chosen, used, absent_log_weight(expert, member, z["members"][name]))
         return total
 
     def latent_log_weight(self, params: Params, z: Latent) -> Array:
         total = self._log_share(params, z)
         for chosen, name, expert, member in self._each(params, z["choice"]):
             used = expert.latent_log_weight(member, z["members"][name])
-            idle = idle_log_weight(expert, member, z["members"][name])
-            total += jnp.where(chosen, used, idle)
+            absent = absent_log_weight(expert, member, z["members"][name])
+            total += jnp.where(chosen, used, absent)
         return total
 
     def latent_state_at(self, index: Array) -> Latent:
@@ -108,8 +108,8 @@ class Mixture(Expert):
         for (name, expert), p in zip(self.items, choice, strict=True):
             member = self._member(params, name)
             used = expert.latent_mean(member, x)
-            idle = expert.latent_mean(member, zero_unless(jnp.array(False), x))
-            members[name] = jax.tree.map(lambda a, b, p=p: p * a + (1 - p) * b, used, idle)
+            absent = expert.latent_mean(member, zero_unless(jnp.array(False), x))
+            members[name] = jax.tree.map(lambda a, b, p=p: p * a + (1 - p) * b, used, absent)
         return {"choice": choice, "members": members}
 
     def visible_field(self, params: Params, z: Latent) -> Field:
@@ -117,8 +117,10 @@ class Mixture(Expert):
         fields = []
         for share, (name, expert) in zip(z["choice"], self.items, strict=True):
             field = expert.visible_field(self._member(params, name), z["members"][name])
-            heard = share > 0
-            fields.append(zero_unless(heard, self.visible.scale(field, jnp.where(heard, share, 1))))
+            chosen = share > 0
+            fields.append(
+                zero_unless(chosen, self.visible.scale(field, jnp.where(chosen, share, 1)))
+            )
         return self.visible.combine(fields)
 
     def temper(self, params: Params, beta: Array | float) -> Params:

@@ -1,0 +1,86 @@
+"""The leaves of a tree, described in words that JSON holds, and their data on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from poejax import _checks
+from poejax.types import PyTree
+
+
+def pack(tree: PyTree, allow_nonfinite: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Describe each leaf and bring its data to the host."""
+    leaves, table, arrays = named(tree), {}, {}
+    keys = {n for n, x in leaves.items() if hasattr(x, "dtype") and spec(x)[1].startswith("key<")}
+    hosted = jax.device_get(
+        {n: jax.random.key_data(x) if n in keys else x for n, x in leaves.items()}
+    )
+    for name, value in leaves.items():
+        data = np.asarray(hosted[name])
+        if not (jnp.issubdtype(data.dtype, jnp.number) or data.dtype == bool):
+            raise TypeError(f"{name}: cannot store a {type(value).__name__} of dtype {data.dtype}")
+        inexact = jnp.issubdtype(data.dtype, jnp.inexact)
+        if inexact and not allow_nonfinite and not np.isfinite(data).all():
+            raise ValueError(f"{name} is not finite; allow_nonfinite=True saves it regardless")
+        shape, dtype = spec(value)
+        table[name] = {"shape": shape, "dtype": dtype}
+        if type(value) in (bool, int, float):
+            table[name]["value"] = value
+            continue
+        table[name]["data"] = [data.shape, data.dtype.name]
+        if data.size:  # orbax refuses arrays without elements
+            arrays[name] = data
+        if name in keys:
+            table[name]["impl"] = str(jax.random.key_impl(value))
+    return table, arrays
+
+
+def leaf(entry: Mapping[str, Any], data: Any, abstract: Any = None) -> Any:
+    """Return a leaf from its description and data, placed as `abstract` is."""
+    if "value" in entry:
+        return entry["value"]
+    # An uncommitted array says nothing about placement; its sharding would commit the copy.
+    sharding = getattr(abstract, "sharding", None) if getattr(abstract, "committed", True) else None
+    if "impl" in entry:
+        keys = jax.random.wrap_key_data(jnp.asarray(data), impl=entry["impl"])
+        return jax.device_put(keys, sharding)
+    exact = jax.dtypes.canonicalize_dtype(data.dtype) == data.dtype
+    return jax.device_put(data, sharding) if exact else data
+
+
+def named(tree: PyTree) -> dict[str, Any]:
+    """Return the leaves of a tree by their paths."""
+    pairs = jax.tree_util.tree_leaves_with_path(tree)
+    found = {_checks.leaf_name(path): leaf for path, leaf in pairs}
+    if len(found) < len(pairs):
+        raise TypeError("two leaves have the same path")
+    return found
+
+
+def is_plain(tree: Any) -> bool:
+    """Whether JSON holds a tree of names as it is."""
+    if type(tree) is dict:
+        return all(isinstance(key, str) and is_plain(child) for key, child in tree.items())
+    return all(map(is_plain, tree)) if type(tree) is list else tree is None or type(tree) is str
+
+
+def spec(value: Any) -> tuple[tuple[int, ...], str]:
+    """Return the shape and the name of the dtype of a leaf."""
+    if type(value) in (bool, int, float):
+        return (), type(value).__name__
+    return np.shape(value), value.dtype.name
+
+
+def show(described: tuple[tuple[int, ...], str] | None, traced: bool = False) -> str:
+    """Write float32[2, 3]; `traced` gives a Python number the dtype it has under `jax.jit`."""
+    if described is None:
+        return "nothing"
+    shape, dtype = described
+    if traced and dtype in ("int", "float"):
+        dtype = jax.dtypes.canonicalize_dtype(dtype).name
+    return f"{dtype}{list(shape)}"
