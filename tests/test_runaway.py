@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,9 +25,14 @@ def test_a_constant_column_under_a_wild_optimizer():
     tx = optax.chain(optax.clip(1.0), optax.sgd(5.0))
     estimator = estimators.exact(model)
     state = training.init(jax.random.key(0), model, estimator, tx, data)
-    with pytest.raises(FloatingPointError, match=r"log_precision'\] has run away by step \d+"):
-        for _ in range(20):
+    for _ in range(20):
+        try:
             state, _ = training.train_steps(estimator, tx, state, data, 100, 5)
+        except FloatingPointError as error:
+            assert re.search(r"log_precision'\] has run away by step \d+", str(error))
+            break
+    else:
+        pytest.fail("nothing was stopped")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     assert int(state.step) % 5 == 0
 

@@ -19,7 +19,16 @@ from poejax.tails import Tails
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
 
-_CORE = ("log_factors", "log_joint", "latent_log_weight", "visible_field")
+_CORE = {"log_factors", "log_joint", "latent_log_weight", "visible_field", "latent_field"}
+_BESIDE = {"init", "fit", "carries_base_rate"}  # do not touch what the factors are
+_FORMS = {"bank", "has_free_field", "parts", "tails"}
+_SHORT_CUTS = {
+    "log_ratios",
+    "is_gaussian",
+    "num_coordinate_terms",
+    "has_gaussian_latents",
+    "is_student_t",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +40,18 @@ class Expert(abc.ABC):
     `log_factors`, its latents and the field they add; the joint density follows.
 
     A family does not think of being absent: its methods as called, here and by others, take
-    params with a leaf "present" too (`Product.mask`). What a class says further of its factors,
-    from `log_ratios` to `tails`, does not hold of a subclass that defines other factors.
+    params with a leaf "present" too (`Product.mask`). What a class says of its factors in other
+    words (`log_ratios`, `tails`, closed forms) does not hold of a subclass that changes them.
     """
 
     visible: Unit
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if any(name in cls.__dict__ for name in _CORE):
-            for name in _FURTHER:
-                if name not in cls.__dict__:
-                    setattr(cls, name, Expert.__dict__[name])
+        own = {name for name in cls.__dict__ if not name.startswith("__")}
+        void = (_SHORT_CUTS if own - _BESIDE else set()) | (_FORMS if own & _CORE else set())
+        for name in void - own:
+            setattr(cls, name, Expert.__dict__[name])
         _respect_presence(cls)
 
     @property
@@ -222,19 +231,6 @@ class Expert(abc.ABC):
         """
         del params
         return None
-
-
-_FURTHER = (
-    "bank",
-    "has_free_field",
-    "is_gaussian",
-    "num_coordinate_terms",
-    "has_gaussian_latents",
-    "is_student_t",
-    "log_ratios",
-    "tails",
-    "parts",
-)
 
 
 def absent_log_weight(expert: Expert, params: Params, z: Latent) -> Array:
