@@ -130,7 +130,7 @@ def test_rectified_growth_is_told_by_bounds():
     def told(rows):
         found = {"g": decay, "r": tails._replace(half_square=np.array(rows, float))}
         try:
-            return propriety._classify(found).verdict
+            return propriety._classify(found, pj.tails.everywhere(2)).verdict
         except propriety._Improper:
             return "improper"
 

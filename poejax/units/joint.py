@@ -120,7 +120,7 @@ class Joint(Unit):
             index = as_index(index, self.num_states, self)
         for name, unit in self.items:
             if unit.num_states is None:
-                raise ValueError(f"state_at: block {name!r} of {self} is continuous")
+                raise ValueError(f"state_at: block {name!r} of {self} has infinitely many events")
             index, remainder = divide_index(index, unit.num_states)
             event[name] = unit.state_at(remainder)
         return event
