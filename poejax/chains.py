@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from poejax import _border, _checks, propriety
 from poejax._numerics import add
 from poejax.product import Product
-from poejax.types import Array, Event, Kernel, ModelKernel, Params, PyTree
+from poejax.types import Array, Event, Kernel, Params, PyTree
+
+
+class ModelKernel(Kernel, Protocol):
+    """A kernel that names the model it samples."""
+
+    @property
+    def model(self) -> Product: ...
+
 
 ObserveFn = Callable[[Params, Any, Any], PyTree]
 """`(params, state, info) -> statistics` of one chain after one step."""
