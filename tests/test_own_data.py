@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import poejax as pj
-from experiments import mnist_rbm, own_data, table_files
+from experiments import mnist_rbm
+from experiments.lab import own_data, table_files
 
 SMALL = dataclasses.replace(
     mnist_rbm.PRESETS["smoke"],
