@@ -30,22 +30,23 @@ def of(value: Any) -> Hashable:
     """Return what equals that of another value if the two behave the same.
 
     Functions are equal if their code is, and so are defaults, closures and the globals they name;
-    optimizers of optax, being tuples of closures, if they were built alike; and frozen dataclasses
-    if their fields are. What an importable
-    module defines at its top, and arrays, are compared by identity, all else by its own equality.
+    optimizers of optax, being tuples of closures, if they were built alike; frozen dataclasses if
+    their fields are. What an importable module defines at its top, and arrays, are compared by
+    identity, all else by its own equality.
     """
     return _of(value, ())
 
 
 def _of(value: Any, above: tuple[Any, ...]) -> Hashable:
-    if any(value is other for other in above):
-        return "recursion", len(above)
+    for depth, other in enumerate(above):
+        if value is other:
+            return "recursion", depth
     above = (*above, value)
 
     def all_of(values: Any) -> tuple[Hashable, ...]:
         return tuple(_of(v, above) for v in values)
 
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, tuple | list):
         return type(value), all_of(value)
     if isinstance(value, dict):
         return type(value), all_of(value), all_of(value.values())

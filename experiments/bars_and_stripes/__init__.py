@@ -28,20 +28,14 @@ from poejax import datasets, training
 class Config(runs.Options):
     """Everything the study depends on."""
 
-    side: int = 3
-    """Side of the square."""
-    num_hidden: int = 16
-    """Hidden units."""
-    num_steps: int = 20_000
-    """Updates, each on all patterns."""
-    learning_rate: float = 0.05
-    """Of plain gradient descent, lowered to zero along a cosine."""
+    side: int = 3  # Side of the square.
+    num_hidden: int = 16  # Hidden units.
+    num_steps: int = 20_000  # Updates, each on all patterns.
+    learning_rate: float = 0.05  # Of plain gradient descent, lowered to zero along a cosine.
     exact_learning_rate: float = 0.5
     """The same for the exact gradient, which has no noise to average out."""
-    num_chains: int = 500
-    """Persistent chains of PCD."""
-    num_seeds: int = 5
-    """Seeds 0, 1, ... of every rule."""
+    num_chains: int = 500  # Persistent chains of PCD.
+    num_seeds: int = 5  # Seeds 0, 1, ... of every rule.
 
 
 PRESETS = {"default": Config()}

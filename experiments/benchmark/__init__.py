@@ -28,16 +28,11 @@ from poejax import training
 class Config(runs.Options):
     """Sizes and repetitions."""
 
-    num_visible: int = 784
-    """Visible units."""
-    num_hidden: int = 500
-    """Hidden units."""
-    num_chains: int = 500
-    """Parallel chains."""
-    num_steps: int = 20
-    """Sweeps per timing."""
-    num_rounds: int = 9
-    """Interleaved timings of each contestant."""
+    num_visible: int = 784  # Visible units.
+    num_hidden: int = 500  # Hidden units.
+    num_chains: int = 500  # Parallel chains.
+    num_steps: int = 20  # Sweeps per timing.
+    num_rounds: int = 9  # Interleaved timings of each contestant.
 
 
 PRESETS = {"default": Config()}

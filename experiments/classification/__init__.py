@@ -36,59 +36,35 @@ ARMS: tuple[Arm, ...] = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(runs.Options):
+class Config(runs.DigitOptions):
     """Everything the study depends on, with its data."""
 
-    dataset: Literal["mnist5k", "mnist", "digits"] = "mnist5k"
-    """mnist5k and digits need no download."""
     num_validation: int = 5_000
     """Training digits of mnist held out; the other data sets have splits of their own."""
-    arms: tuple[Arm, ...] = ARMS
-    """Which arms to run."""
-    num_seeds: int = 3
-    """Seeds 0, 1, ... of every arm."""
-    batch_size: int = 100
-    """Examples per update, everywhere."""
-    num_hidden: int = 1_000
-    """Hidden units of the RBM, and of the networks."""
-    rbm_epochs: int = 60
-    """Passes over the training images, without labels."""
-    rbm_rate: float = 0.5
-    """Learning rate of the RBM."""
+    arms: tuple[Arm, ...] = ARMS  # Which arms to run.
+    num_seeds: int = 3  # Seeds 0, 1, ... of every arm.
+    batch_size: int = 100  # Examples per update, everywhere.
+    num_hidden: int = 1_000  # Hidden units of the RBM, and of the networks.
+    rbm_epochs: int = 60  # Passes over the training images, without labels.
+    rbm_rate: float = 0.5  # Learning rate of the RBM.
     penalties: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
     """L2 penalties that logistic regression chooses from."""
-    regression_steps: int = 60
-    """Steps of L-BFGS per penalty."""
-    network_epochs: int = 60
-    """Passes over the training set of either network."""
-    network_rate: float = 3e-3
-    """Learning rate of Adam, lowered to zero along a cosine."""
-    dropout: float = 0.2
-    """Probability that a hidden unit is dropped."""
-    input_dropout: float = 0.1
-    """Probability that a pixel is dropped."""
-    joint_hidden: int = 1_000
-    """Hidden units of the classification RBM."""
-    joint_epochs: int = 60
-    """Passes over the training set of the classification RBM."""
+    regression_steps: int = 60  # Steps of L-BFGS per penalty.
+    network_epochs: int = 60  # Passes over the training set of either network.
+    network_rate: float = 3e-3  # Learning rate of Adam, lowered to zero along a cosine.
+    dropout: float = 0.2  # Probability that a hidden unit is dropped.
+    input_dropout: float = 0.1  # Probability that a pixel is dropped.
+    joint_hidden: int = 1_000  # Hidden units of the classification RBM.
+    joint_epochs: int = 60  # Passes over the training set of the classification RBM.
     generative_rate: float = 0.1
     """Learning rate of the purely generative rule, by centred gradients."""
-    discriminative_rate: float = 2e-3
-    """Learning rate of Adam for the other two."""
+    discriminative_rate: float = 2e-3  # Learning rate of Adam for the other two.
     generative_weight: float = 0.01
     """Weight of -log p(x, y) beside -log p(y | x) in the hybrid rule."""
-    num_chains: int = 100
-    """Persistent chains of the generative term."""
-    resume: bool = False
-    """Go on with the study in workdir; more arms and seeds may be asked for."""
+    num_chains: int = 100  # Persistent chains of the generative term.
+    resume: bool = False  # Go on with the study in workdir; more arms and seeds may be asked for.
 
     bounds: ClassVar = {"dropout": (0, 1), "input_dropout": (0, 1)}
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values before any work is done."""
-        super().__post_init__()
-        if not self.arms or not self.penalties:
-            raise ValueError("arms, penalties: expected at least one of each")
 
 
 PRESETS = {
@@ -172,7 +148,6 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     Raises:
       FileExistsError: if a study lies in `workdir` and `config.resume` is not set.
       ValueError: if it has another config, or the config does not fit the data set.
-      FloatingPointError: if training diverges.
     """
     loaded = runs.load(config.dataset, config.num_validation)
     runs.require_batch(config.batch_size, len(loaded.train.labels))

@@ -26,7 +26,7 @@ import dataclasses
 import functools
 import time
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,36 +47,25 @@ _RBM = rbm_recipe.Recipe(num_hidden=200, num_steps=4_000)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(runs.Options):
+class Config(runs.DigitOptions):
     """Everything the study depends on, with its data."""
 
-    dataset: Literal["mnist5k", "mnist", "digits"] = "mnist5k"
-    """mnist5k and digits need no download."""
-    rbm: rbm_recipe.Recipe = _RBM
-    """Sizes and rates of the RBM."""
-    noise_rates: tuple[float, ...] = (0.05, 0.1, 0.2)
-    """Probabilities of a flip, each in (0, ½)."""
-    block: int = 10
-    """Side of the erased square, centred somewhere in the inner half of the image."""
-    num_images: int = 200
-    """Test digits to damage, the same for all seeds."""
-    num_chains: int = 4
-    """Gibbs chains per damaged digit."""
-    num_sweeps: int = 200
-    """Sweeps of each chain."""
-    burn_in: int = 50
-    """Sweeps before averaging starts."""
-    num_seeds: int = 3
-    """Seeds 0, 1, ... of training, damage and chains."""
-    num_shown: int = 12
-    """Digits in the figures, those of seed 0."""
+    rbm: rbm_recipe.Recipe = _RBM  # Sizes and rates of the RBM.
+    noise_rates: tuple[float, ...] = (0.05, 0.1, 0.2)  # Probabilities of a flip, each in (0, ½).
+    block: int = 10  # Side of the erased square, centred somewhere in the inner half of the image.
+    num_images: int = 200  # Test digits to damage, the same for all seeds.
+    num_chains: int = 4  # Gibbs chains per damaged digit.
+    num_sweeps: int = 200  # Sweeps of each chain.
+    burn_in: int = 50  # Sweeps before averaging starts.
+    num_seeds: int = 3  # Seeds 0, 1, ... of training, damage and chains.
+    num_shown: int = 12  # Digits in the figures, those of seed 0.
 
     bounds: ClassVar = {"num_chains": 2, "num_images": 2, "burn_in": 0}
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any work is done."""
         super().__post_init__()
-        if not self.noise_rates or not all(0 < rate < 0.5 for rate in self.noise_rates):
+        if not all(0 < rate < 0.5 for rate in self.noise_rates):
             raise ValueError(f"noise_rates: expected some in (0, 0.5), got {self.noise_rates}")
         if len(set(self.noise_rates)) < len(self.noise_rates):
             raise ValueError(f"noise_rates: expected different ones, got {self.noise_rates}")
@@ -111,7 +100,6 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
     Raises:
       ValueError: if the data set has fewer test digits than asked for, or is smaller than a batch.
-      FloatingPointError: if training diverges.
     """
     start = time.perf_counter()
     data = runs.load(config.dataset, 0)

@@ -24,16 +24,11 @@ from experiments.lab import runs, tables
 class Config(runs.Options):
     """Everything the runs depend on."""
 
-    sizes: tuple[int, ...] = (8, 64, 144)
-    """Dimensions, one run each, with as many experts."""
-    num_chains: tuple[int, ...] = (10_000, 100, 100)
-    """Chains of each run."""
-    num_steps: int = 1_000
-    """Sweeps of every chain."""
-    exponent: float = 1.0
-    """Exponent of every expert; 1 is the heaviest tail usually drawn."""
-    seed: int = 0
-    """Seed of directions and chains."""
+    sizes: tuple[int, ...] = (8, 64, 144)  # Dimensions, one run each, with as many experts.
+    num_chains: tuple[int, ...] = (10_000, 100, 100)  # Chains of each run.
+    num_steps: int = 1_000  # Sweeps of every chain.
+    exponent: float = 1.0  # Exponent of every expert; 1 is the heaviest tail usually drawn.
+    seed: int = 0  # Seed of directions and chains.
 
     bounds: ClassVar = {"seed": 0}
 

@@ -30,12 +30,9 @@ _PARTS: dict[str, Any] = {
 class Config(runs.Options):
     """Everything the run depends on."""
 
-    part: Literal["all", "grid", "edges", "cd_analysis"] = "all"
-    """Which part to run."""
-    grid: grid.Config = dataclasses.field(default_factory=grid.Config)
-    """Clusters on a grid."""
-    edges: edges.Config = dataclasses.field(default_factory=edges.Config)
-    """Images of edges."""
+    part: Literal["all", "grid", "edges", "cd_analysis"] = "all"  # Which part to run.
+    grid: grid.Config = dataclasses.field(default_factory=grid.Config)  # Clusters on a grid.
+    edges: edges.Config = dataclasses.field(default_factory=edges.Config)  # Images of edges.
     cd_analysis: cd_analysis.Config = dataclasses.field(default_factory=cd_analysis.Config)
     """Random RBMs."""
 

@@ -29,22 +29,16 @@ from poejax.units import Bernoulli
 class Config:
     """The random networks, and the step taken in each."""
 
-    num_visible: int = 8
-    """Visible units."""
-    num_hidden: int = 4
-    """Hidden units."""
-    num_networks: int = 100_000
-    """Networks of the paper's setting, per seed."""
-    num_elsewhere: int = 20_000
-    """Networks of every other setting, per seed."""
+    num_visible: int = 8  # Visible units.
+    num_hidden: int = 4  # Hidden units.
+    num_networks: int = 100_000  # Networks of the paper's setting, per seed.
+    num_elsewhere: int = 20_000  # Networks of every other setting, per seed.
     num_training_vectors: int = 8
     """Uniform random training vectors of each network, with repetitions."""
     learning_rate: float = 0.01
     """Of the finite step along the expected CD-1 update; the derivatives need none."""
-    chunk: int = 50
-    """Networks analysed at once, so few that they stay in cache."""
-    num_seeds: int = 3
-    """Seeds 0, 1, ... of every setting."""
+    chunk: int = 50  # Networks analysed at once, so few that they stay in cache.
+    num_seeds: int = 3  # Seeds 0, 1, ... of every setting.
 
 
 class Setting(NamedTuple):

@@ -25,30 +25,18 @@ from poejax.types import Array, Params
 class Config:
     """Data, model and training."""
 
-    side: int = 10
-    """Height and width of an image."""
-    edge_width: float = 0.5
-    """Scale of the sigmoid across the edge, in pixels."""
-    min_contrast: float = 0.2
-    """Least difference of the intensities on the two sides, in [0, 1)."""
-    num_train: int = 5000
-    """Training images."""
-    num_test: int = 1000
-    """Held-out images."""
-    num_experts: int = 40
-    """Unigauss experts."""
-    initial_spread: float = 0.5
-    """SD of the noise in the initial means, in SDs of the pixels."""
-    initial_sd: float = 1.5
-    """Initial SD of every Gaussian, in SDs of the pixels: vague."""
-    num_steps: int = 6000
-    """Updates of CD-1 with Adam."""
-    learning_rate: float = 0.003
-    """Lowered to zero along a cosine."""
-    batch_size: int = 100
-    """Images per update."""
-    num_seeds: int = 1
-    """Seeds 0, 1, ... of data, initial experts and training."""
+    side: int = 10  # Height and width of an image.
+    edge_width: float = 0.5  # Scale of the sigmoid across the edge, in pixels.
+    min_contrast: float = 0.2  # Least difference of the intensities on the two sides, in [0, 1).
+    num_train: int = 5000  # Training images.
+    num_test: int = 1000  # Held-out images.
+    num_experts: int = 40  # Unigauss experts.
+    initial_spread: float = 0.5  # SD of the noise in the initial means, in SDs of the pixels.
+    initial_sd: float = 1.5  # Initial SD of every Gaussian, in SDs of the pixels: vague.
+    num_steps: int = 6000  # Updates of CD-1 with Adam.
+    learning_rate: float = 0.003  # Lowered to zero along a cosine.
+    batch_size: int = 100  # Images per update.
+    num_seeds: int = 1  # Seeds 0, 1, ... of data, initial experts and training.
 
 
 @functools.partial(jax.jit, static_argnames=("num_images", "config"))

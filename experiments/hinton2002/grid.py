@@ -33,34 +33,22 @@ _CELL = 100  # points of the quadrature along one cell
 class Config:
     """Data, model and training."""
 
-    cluster_sd: float = 0.1
-    """Standard deviation of each cluster along both axes."""
-    num_train: int = 1200
-    """Training points."""
-    num_test: int = 4000
-    """Held-out points."""
-    num_experts: int = 15
-    """Unigauss experts."""
+    cluster_sd: float = 0.1  # Standard deviation of each cluster along both axes.
+    num_train: int = 1200  # Training points.
+    num_test: int = 4000  # Held-out points.
+    num_experts: int = 15  # Unigauss experts.
     broad_sd: float = 5.0
     """Standard deviation of the fixed Gaussian expert that makes the product proper."""
-    cd_steps: int = 20_000
-    """Updates of CD-1 with Adam."""
-    cd_learning_rate: float = 0.01
-    """Lowered to zero along a cosine."""
-    batch_size: int = 100
-    """Points per update of CD-1."""
+    cd_steps: int = 20_000  # Updates of CD-1 with Adam.
+    cd_learning_rate: float = 0.01  # Lowered to zero along a cosine.
+    batch_size: int = 100  # Points per update of CD-1.
     exact_steps: int = 1000
     """Updates of the exact likelihood gradient that follow, each on all points."""
-    exact_learning_rate: float = 0.02
-    """Lowered to zero along a cosine."""
-    num_chains: int = 1000
-    """Gibbs chains for the pictures, from a broad Gaussian."""
-    num_sweeps: int = 2000
-    """Sweeps of each chain."""
-    num_restarts: int = 10
-    """Starts of EM for the mixtures of Gaussians, of which the best is kept."""
-    num_seeds: int = 3
-    """Seeds 0, 1, ... of data, initial experts and training."""
+    exact_learning_rate: float = 0.02  # Lowered to zero along a cosine.
+    num_chains: int = 1000  # Gibbs chains for the pictures, from a broad Gaussian.
+    num_sweeps: int = 2000  # Sweeps of each chain.
+    num_restarts: int = 10  # Starts of EM for the mixtures of Gaussians, of which the best is kept.
+    num_seeds: int = 3  # Seeds 0, 1, ... of data, initial experts and training.
 
 
 def centres() -> Array:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-import poejax as pj
-from poejax.types import Array, Params
+from poejax.types import Array
 
 Floats = npt.NDArray[np.float32]
 
@@ -20,9 +17,9 @@ Floats = npt.NDArray[np.float32]
 def participation_ratio(w: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Return over how large a share of its inputs each filter of `w` [D, K] is spread, [K].
 
-    PR_k = (Σ_i w_ik²)² / (D Σ_i w_ik⁴), in [1/D, 1]: m/D for m equal weights among zeros.
+    PR_k = (Σ_i |w_ik|²)² / (D Σ_i |w_ik|⁴), in [1/D, 1]: m/D for m equal weights among zeros.
     """
-    square = np.asarray(w, np.float64) ** 2
+    square = np.abs(np.asarray(w)).astype(np.float64) ** 2
     return np.asarray(square.sum(axis=0) ** 2 / (len(square) * (square**2).sum(axis=0)))
 
 
@@ -49,12 +46,6 @@ def triangle(centroids: Array, x: npt.ArrayLike) -> Array:
     squares = jnp.sum(x**2, axis=1)[:, None] - 2 * products + jnp.sum(centroids**2, axis=1)
     distances = jnp.sqrt(jnp.maximum(squares, 0))
     return jnp.maximum(0, distances.mean(axis=1, keepdims=True) - distances)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def hidden_means(model: pj.Product, params: Params, x: Array) -> Array:
-    """Return E[z | x] [N, H] of a batch [N, D] of probabilities."""
-    return jax.vmap(functools.partial(pj.inference.features, model, params))(x)
 
 
 def standardized(

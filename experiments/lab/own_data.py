@@ -12,14 +12,13 @@ import zlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
 import poejax as pj
-from experiments.lab import runs, table_files
-from poejax import datasets
+from experiments.lab import rbm_recipe, runs, table_files
+from poejax import datasets, stacks
 from poejax.training import Preprocess
 from poejax.types import Array
 
@@ -133,7 +132,7 @@ def load(path: Path, units: Units | None, binarization: str, num_validation: int
     size = values.shape[1]
     visible: pj.units.Unit = pj.units.Bernoulli(size)
     coordinates = levels = None
-    preprocess: Preprocess = as_events
+    preprocess: Preprocess = rbm_recipe.as_bits
     if kind == "bits":
         rows: npt.NDArray[Any] = (values > 0).astype(np.uint8)
     elif kind == "intensities":
@@ -161,17 +160,6 @@ def load(path: Path, units: Units | None, binarization: str, num_validation: int
         levels=levels,
     )
     return _described(data, path, values, kind, reason, table.remarks)
-
-
-def as_events(rng_key: Array, rows: Array) -> Array:
-    """Pass rows that are events already, a `preprocess` for `training`."""
-    del rng_key
-    return jnp.asarray(rows, jnp.result_type(float))
-
-
-def stochastic(rng_key: Array, rows: Array) -> Array:
-    """Draw bits with P(1) = v for intensities v in [0, 1], a `preprocess` for `training`."""
-    return jax.random.bernoulli(rng_key, rows).astype(jnp.float32)
 
 
 def threshold(rng_key: Array, rows: Array) -> Array:
@@ -261,7 +249,9 @@ def _intensities(
     if (high := values.max()) > _LARGEST_CATEGORY:
         return values.astype(np.uint8), getattr(datasets, binarization)
     unit = values.astype(np.float64) / _full(high)
-    return unit.astype(np.float32), {"stochastic": stochastic, "threshold": threshold}[binarization]
+    return unit.astype(np.float32), {"stochastic": stacks.draw_bits, "threshold": threshold}[
+        binarization
+    ]
 
 
 def _standardise(

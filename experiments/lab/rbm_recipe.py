@@ -19,18 +19,13 @@ from poejax.types import Array, Estimator, Params
 class Recipe:
     """Sizes and rates of one training run."""
 
-    num_hidden: int = 200
-    """Number of hidden units, that is of experts."""
-    num_chains: int = 100
-    """Persistent chains, one Gibbs sweep each per update."""
-    num_steps: int = 4_000
-    """Updates."""
-    batch_size: int = 100
-    """Examples per update."""
+    num_hidden: int = 200  # Number of hidden units, that is of experts.
+    num_chains: int = 100  # Persistent chains, one Gibbs sweep each per update.
+    num_steps: int = 4_000  # Updates.
+    batch_size: int = 100  # Examples per update.
     learning_rate: float = 0.1
     """Held for the first 30 % of the updates, then lowered linearly to 2 % of itself."""
-    weight_decay: float = 1e-4
-    """L2 rate on the weight matrix; biases are spared."""
+    weight_decay: float = 1e-4  # L2 rate on the weight matrix; biases are spared.
     average_decay: float = 0.999
     """Decay of the moving average of the parameters, which is what gets evaluated."""
 
@@ -67,7 +62,6 @@ class Recipe:
 
         Raises:
           ValueError: if a batch is larger than the data.
-          FloatingPointError: if training diverges.
         """
         images = jnp.asarray(images)
         run = self.run(images.shape[1], preprocess)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
 import tyro
@@ -33,23 +33,32 @@ ConfigT = TypeVar("ConfigT")
 class Options:
     """What every study can be told; its own options are fields of a subclass."""
 
-    preset: str = "default"
-    """Defaults of all other options."""
+    preset: str = "default"  # Defaults of all other options.
     workdir: Path | None = None
     """Where results.json and figures/ go; runs/STUDY/PRESET unless given."""
 
     bounds: ClassVar[Mapping[str, Any]] = {}
     """The least value of numbers by name, or (least, first beyond); else counts are at least 1,
-    other numbers positive."""
+    other numbers positive. No tuple is empty."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any work is done."""
         check_numbers(self, self.bounds)
 
 
+@dataclasses.dataclass(frozen=True)
+class DigitOptions(Options):
+    """The same of a study of digits."""
+
+    dataset: Literal["mnist5k", "mnist", "digits"] = "mnist5k"
+    """mnist5k and digits need no download."""
+
+
 def check_numbers(config: Any, bounds: Mapping[str, Any]) -> None:
     """Raise ValueError unless all numbers of a config lie in their bounds; see `Options`."""
     for name, value in vars(config).items():
+        if value == ():
+            raise ValueError(f"{name}: expected at least one, got none")
         values = value if isinstance(value, tuple) else (value,)
         for v in values:
             if isinstance(v, bool) or not isinstance(v, int | float):
@@ -192,13 +201,6 @@ def require_multiple(config: Any, name: str, of: str) -> None:
     value, unit = getattr(config, name), getattr(config, of)
     if value % unit:
         raise ValueError(f"{name}: expected a multiple of {of} = {unit}, got {value}")
-
-
-def at_least(config: Any, low: float, *names: str) -> None:
-    """Raise ValueError unless the fields of these names are numbers >= `low`."""
-    for name in names:
-        if not getattr(config, name) >= low:
-            raise ValueError(f"{name}: expected at least {low}, got {getattr(config, name)}")
 
 
 def write_results(

@@ -129,8 +129,8 @@ def fit_mixture(
 
 
 @jax.jit
-def mixture_log_probs(params: BernoulliMixtureParams, x: Array) -> Array:
-    """Return log p(x) of a batch [N, D], in nats, [N]."""
+def mixture_log_probs(params: Any, x: Array) -> Array:
+    """Return log p(x) of a batch [N, D] under a mixture of any kind, in nats, [N]."""
     return jax.vmap(functools.partial(mixtures.log_prob, params))(x)
 
 

@@ -28,11 +28,9 @@ from poejax import checkpoint, training
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(runs.Options):
+class Config(runs.DigitOptions):
     """Everything a run depends on, with its data."""
 
-    dataset: Literal["mnist5k", "mnist", "digits"] = "mnist5k"
-    """mnist5k and digits need no download."""
     data: Path | None = None
     """A file of rows to learn instead, or a folder with the four IDX files of a set like MNIST."""
     visible: own_data.Units | None = None
@@ -41,38 +39,29 @@ class Config(runs.Options):
     """Training digits of mnist held out to watch; the other data sets have splits of their own."""
     binarization: Literal["stochastic", "threshold"] = "stochastic"
     """stochastic: pixel intensity is the probability, redrawn for every batch; fixed for tests."""
-    num_hidden: int = 200
-    """Number of hidden units, that is of experts."""
+    num_hidden: int = 200  # Number of hidden units, that is of experts.
     estimator: Literal["pcd", "cd"] = "pcd"
     """Persistent contrastive divergence or contrastive divergence."""
-    centered: bool = True
-    """Centre the gradient."""
-    num_chains: int = 500
-    """Persistent chains (pcd only)."""
-    num_gibbs_steps: int = 1
-    """Gibbs sweeps per update, the k of CD-k and PCD-k."""
+    centered: bool = True  # Centre the gradient.
+    num_chains: int = 500  # Persistent chains (pcd only).
+    num_gibbs_steps: int = 1  # Gibbs sweeps per update, the k of CD-k and PCD-k.
     num_epochs: int = 100
     """Passes over the training set. A run that is resumed with more of them goes on training, at
     the rates that the longer schedule has from there on."""
-    batch_size: int = 100
-    """Examples per update."""
+    batch_size: int = 100  # Examples per update.
     learning_rate: float = 0.1
     """Held for the first 30 % of the updates, then lowered linearly to 2 % of itself. Of SGD; real
     values are learned by Adam at a twentieth of it."""
-    weight_decay: float = 1e-4
-    """L2 rate on the weight matrix; biases are spared."""
+    weight_decay: float = 1e-4  # L2 rate on the weight matrix; biases are spared.
     average_decay: float = 0.999
     """Decay of the moving average of the parameters, which is what gets evaluated."""
-    epochs_per_report: int = 5
-    """Epochs between two lines of metrics.jsonl and two checkpoints."""
-    ais_chains: int = 100
-    """Annealed importance sampling runs."""
+    epochs_per_report: int = 5  # Epochs between two lines of metrics.jsonl and two checkpoints.
+    ais_chains: int = 100  # Annealed importance sampling runs.
     ais_steps: int = 10_000
     """Temperatures between base and model; 0 is the 14,500 of Salakhutdinov & Murray (2008)."""
     sample_steps: int = 3_000
     """Gibbs sweeps before samples are shown (from random starts) or annealed back (from data)."""
-    seed: int = 0
-    """Seed of everything random."""
+    seed: int = 0  # Seed of everything random.
     resume: bool = False
     """Go on with the run in workdir, with its config. Epochs may be added, and what the evaluation
     depends on (ais_chains, ais_steps, sample_steps) may change."""

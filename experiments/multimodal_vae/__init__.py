@@ -44,26 +44,18 @@ from poejax.types import Array
 class Config(runs.Options):
     """Everything the study depends on, with its data."""
 
-    dataset: Literal["mnist5k", "digits"] = "mnist5k"
-    """Neither needs a download."""
+    dataset: Literal["mnist5k", "digits"] = "mnist5k"  # Neither needs a download.
     halves: Literal["left-right", "top-bottom"] = "left-right"
     """How an image is cut into the views a and b."""
-    num_latents: int = 20
-    """Dimensions of z."""
-    num_hidden: int = 256
-    """Hidden units of each encoder and decoder."""
-    num_epochs: int = 60
-    """Passes over the training set."""
-    batch_size: int = 100
-    """Examples per update."""
-    learning_rate: float = 1e-3
-    """Of Adam, lowered to zero along a cosine."""
+    num_latents: int = 20  # Dimensions of z.
+    num_hidden: int = 256  # Hidden units of each encoder and decoder.
+    num_epochs: int = 60  # Passes over the training set.
+    batch_size: int = 100  # Examples per update.
+    learning_rate: float = 1e-3  # Of Adam, lowered to zero along a cosine.
     num_samples: int = 200
     """Draws of z per test example and bound: the K of the importance-weighted bound."""
-    num_components: int = 100
-    """Of the baseline, a mixture of Bernoullis."""
-    num_seeds: int = 3
-    """Seeds 0, 1, ... of every rule; data and test bits stay the same."""
+    num_components: int = 100  # Of the baseline, a mixture of Bernoullis.
+    num_seeds: int = 3  # Seeds 0, 1, ... of every rule; data and test bits stay the same.
 
 
 PRESETS = {
@@ -186,7 +178,6 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
     Raises:
       ValueError: if the config does not fit the data set.
-      FloatingPointError: if training diverges.
     """
     start = time.perf_counter()
     data = halves.load(config.dataset, config.halves)

@@ -58,7 +58,6 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     Raises:
       FileNotFoundError: if there are no data.
       ValueError: if `workdir` holds a study with another config, or the data do not fit the config.
-      FloatingPointError: if a rule diverges.
     """
     # Before the folder is made: data that cannot be read should leave nothing behind.
     data = load(config, seed=0)

@@ -15,50 +15,34 @@ class Config(runs.Options):
 
     images: Path | None = None
     """Folder of images; the two photographs of scikit-learn unless given."""
-    wav: Path | None = None
-    """Sound to take instead of images."""
+    wav: Path | None = None  # Sound to take instead of images.
     shrink: int = 2
     """Pixels (samples) averaged along each axis first, which removes most artefacts of JPEG."""
-    side: int = 12
-    """Side of a patch in pixels after shrinking."""
-    window: int = 100
-    """Samples of a window after shrinking (wav only)."""
-    num_components: int = 64
-    """Principal components kept by the whitening, the D of the models."""
-    num_train: int = 40_000
-    """Patches to learn from."""
-    num_test: int = 10_000
-    """Patches to judge by, from tiles of their own."""
+    side: int = 12  # Side of a patch in pixels after shrinking.
+    window: int = 100  # Samples of a window after shrinking (wav only).
+    num_components: int = 64  # Principal components kept by the whitening, the D of the models.
+    num_train: int = 40_000  # Patches to learn from.
+    num_test: int = 10_000  # Patches to judge by, from tiles of their own.
     overcompleteness: int = 2
     """Experts per component in the overcomplete models; 1 leaves these out."""
     exponent: float = 1.5
     """Exponents of the experts, held by CD; where the exact gradient starts from."""
     wide_exponent: float = 1.0
     """Exponents of the experts of overcomplete models, held: more experts need less each."""
-    scale: float = 0.1
-    """Scales of the experts, held by CD; where the exact gradient starts from."""
-    num_steps: int = 2_000
-    """Updates."""
-    batch_size: int = 200
-    """Patches per update."""
-    learning_rate: float = 0.01
-    """Of Adam, lowered to zero along a cosine."""
-    hmc_leapfrog: int = 10
-    """Leapfrog steps per HMC step."""
+    scale: float = 0.1  # Scales of the experts, held by CD; where the exact gradient starts from.
+    num_steps: int = 2_000  # Updates.
+    batch_size: int = 200  # Patches per update.
+    learning_rate: float = 0.01  # Of Adam, lowered to zero along a cosine.
+    hmc_leapfrog: int = 10  # Leapfrog steps per HMC step.
     hmc_acceptance: float = 0.8
     """Acceptance that the HMC step size is tuned to, at each of `num_stages` times."""
-    num_stages: int = 4
-    """Stages of training."""
-    marginal_steps: int = 500
-    """Updates that fit scales and exponents to directions that are held."""
-    marginal_rate: float = 0.05
-    """Learning rate of those."""
+    num_stages: int = 4  # Stages of training.
+    marginal_steps: int = 500  # Updates that fit scales and exponents to directions that are held.
+    marginal_rate: float = 0.05  # Learning rate of those.
     num_seeds: int = 3
     """Seeds 0, 1, ... of tiles, patches and learning; overcomplete models use seed 0 only."""
-    ais_chains: int = 100
-    """Annealed importance sampling runs."""
-    ais_steps: int = 1_000
-    """Temperatures between base and model."""
+    ais_chains: int = 100  # Annealed importance sampling runs.
+    ais_steps: int = 1_000  # Temperatures between base and model.
 
     bounds: ClassVar = {"side": 2, "window": 2, "ais_chains": 2, "ais_steps": 2}
     bounds |= {"hmc_acceptance": (0, 1)}

@@ -26,7 +26,7 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 import poejax as pj
 from experiments.lab import encoders, figures, logistic, rbm_recipe, runs, tables
 from experiments.lab.tables import spread
-from poejax import datasets, plotting
+from poejax import datasets, plotting, stacks
 
 Floats = npt.NDArray[np.float32]
 REPRESENTATIONS = ("RBM", "k-means", "pixels")
@@ -45,38 +45,30 @@ _RBM = rbm_recipe.Recipe(num_hidden=400, num_steps=3_000)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(runs.Options):
+class Config(runs.DigitOptions):
     """Everything the study depends on, with its data."""
 
-    dataset: Literal["mnist5k", "mnist", "digits"] = "mnist5k"
-    """mnist5k and digits need no download."""
     rbm: rbm_recipe.Recipe = _RBM
     """Sizes and rates of the RBM; its hidden units are also the number of centroids."""
     labels_per_class: tuple[int, ...] = (5, 10, 20, 50)
     """Numbers of labelled digits of each class 5-9."""
     penalties: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3, 1e4)
     """Inverse penalties C to choose from, each over the number of features."""
-    num_folds: int = 3
-    """Folds of the cross-validation."""
-    num_draws: int = 5
-    """Draws of labelled digits."""
-    num_seeds: int = 3
-    """Seeds 0, 1, ... of the features."""
-    num_shown: int = 64
-    """Filters and centroids in the figure, those of seed 0."""
+    num_folds: int = 3  # Folds of the cross-validation.
+    num_draws: int = 5  # Draws of labelled digits.
+    num_seeds: int = 3  # Seeds 0, 1, ... of the features.
+    num_shown: int = 64  # Filters and centroids in the figure, those of seed 0.
 
     bounds: ClassVar = {"num_folds": 2}
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any work is done."""
         super().__post_init__()
-        if not self.labels_per_class or min(self.labels_per_class) < self.num_folds:
+        if min(self.labels_per_class) < self.num_folds:
             raise ValueError(
                 f"labels_per_class: expected at least num_folds = {self.num_folds} each, got "
                 f"{self.labels_per_class}"
             )
-        if not self.penalties:
-            raise ValueError("penalties: expected at least one")
 
 
 PRESETS = {
@@ -104,7 +96,6 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
     Raises:
       ValueError: if there are fewer labelled digits than asked for.
-      FloatingPointError: if training diverges.
     """
     start = time.perf_counter()
     data = runs.load(config.dataset, 0)
@@ -139,7 +130,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             locality["participation_ratio"].setdefault(name, []).append(float(ratio.mean()))
             locality["radius"].setdefault(name, []).append(float(size.mean()))
         encode_by: dict[str, Callable[[Floats], Any]] = {
-            "RBM": functools.partial(encoders.hidden_means, model, params),
+            "RBM": functools.partial(stacks.features, [(model, params)]),
             "k-means": functools.partial(encoders.triangle, clusters.centroids),
             "pixels": lambda x: x,
         }

@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,29 +42,18 @@ _SECOND = rbm_recipe.Recipe(num_hidden=50, num_steps=1_000, batch_size=50)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(runs.Options):
+class Config(runs.DigitOptions):
     """Everything the study depends on, with its data."""
 
-    dataset: Literal["mnist5k", "mnist", "digits"] = "mnist5k"
-    """mnist5k and digits need no download."""
     num_validation: int = 10_000
     """Digits of mnist kept for the logistic regression; other sets have splits of their own."""
-    rbm: rbm_recipe.Recipe = _RBM
-    """Sizes and rates of each class's RBM."""
-    second: rbm_recipe.Recipe = _SECOND
-    """The same of its second layer."""
+    rbm: rbm_recipe.Recipe = _RBM  # Sizes and rates of each class's RBM.
+    second: rbm_recipe.Recipe = _SECOND  # The same of its second layer.
     mixture_sizes: tuple[int, ...] = (5, 10, 20, 40)
     """Numbers of components to choose from, for each class."""
     penalties: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0)
     """Inverse penalties C of the logistic regression to choose from by cross-validation."""
-    num_seeds: int = 3
-    """Seeds 0, 1, ... of everything random."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values before any work is done."""
-        super().__post_init__()
-        if not self.mixture_sizes or not self.penalties:
-            raise ValueError("mixture_sizes, penalties: expected at least one of each")
+    num_seeds: int = 3  # Seeds 0, 1, ... of everything random.
 
 
 PRESETS = {
@@ -109,7 +98,6 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
     Raises:
       ValueError: if a batch is larger than a class.
-      FloatingPointError: if training diverges.
     """
     start = time.perf_counter()
     digits = Digits(runs.load(config.dataset, config.num_validation))

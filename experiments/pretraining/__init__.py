@@ -38,7 +38,6 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     Raises:
       FileExistsError: if a study lies in `workdir` and `config.resume` is not set.
       ValueError: if it has another config, or there are not so many labels.
-      FloatingPointError: if training diverges.
     """
     data = runs.load(config.dataset, config.num_validation)
     num_rows = len(data.train.labels)

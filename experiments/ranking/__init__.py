@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,27 +38,18 @@ _RBM = rbm_recipe.Recipe(num_hidden=100, num_steps=3_000, batch_size=50, weight_
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(runs.Options):
+class Config(runs.DigitOptions):
     """Everything the study depends on, with its data."""
 
-    dataset: Literal["mnist5k", "mnist", "digits"] = "mnist5k"
-    """mnist5k and digits need no download; training and held-out digits as they are split there."""
-    digit: int = 3
-    """The class to learn."""
-    min_pixels: int = 100
-    """Fewest foreground pixels of an example."""
-    max_pixels: int = 125
-    """Most foreground pixels of an example."""
-    rbm: rbm_recipe.Recipe = _RBM
-    """Sizes and rates of the RBM."""
-    mixture_sizes: tuple[int, ...] = (2, 5, 10, 20)
-    """Numbers of components to choose from."""
-    fraction: float = 0.02
-    """Share of the training digits shown at either end of the ranking."""
+    digit: int = 3  # The class to learn.
+    min_pixels: int = 100  # Fewest foreground pixels of an example.
+    max_pixels: int = 125  # Most foreground pixels of an example.
+    rbm: rbm_recipe.Recipe = _RBM  # Sizes and rates of the RBM.
+    mixture_sizes: tuple[int, ...] = (2, 5, 10, 20)  # Numbers of components to choose from.
+    fraction: float = 0.02  # Share of the training digits shown at either end of the ranking.
     block: int = 8
     """Side of the square of background that occludes a digit, somewhere in its inner half."""
-    num_seeds: int = 3
-    """Seeds 0, 1, ... of training and of the damage."""
+    num_seeds: int = 3  # Seeds 0, 1, ... of training and of the damage.
 
     bounds: ClassVar = {"digit": (0, 10), "min_pixels": 0}
 
@@ -67,8 +58,6 @@ class Config(runs.Options):
         super().__post_init__()
         if not 0 < self.fraction <= 0.5:
             raise ValueError(f"fraction: expected a number in (0, 0.5], got {self.fraction}")
-        if not self.mixture_sizes:
-            raise ValueError("mixture_sizes: expected at least one")
 
 
 PRESETS = {
@@ -98,7 +87,6 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
     Raises:
       ValueError: if too few digits have that many foreground pixels.
-      FloatingPointError: if training diverges.
     """
     start = time.perf_counter()
     data = runs.load(config.dataset, 0)

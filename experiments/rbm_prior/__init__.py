@@ -39,30 +39,20 @@ from poejax.types import Array
 class Config(runs.Options):
     """Everything the study depends on, with its data."""
 
-    dataset: Literal["mnist5k", "digits"] = "mnist5k"
-    """Neither needs a download."""
-    code_size: int = 50
-    """Number L of bits of the code."""
-    num_experts: int = 16
-    """Hidden units J of the RBM prior; log Z takes 2^J terms."""
-    num_hidden: int = 200
-    """Hidden units of encoder and decoder."""
-    num_codes: int = 4
-    """Codes K drawn per image and update, at least 2."""
-    num_chains: int = 200
-    """Persistent chains of the prior."""
-    gibbs_steps: int = 5
-    """Sweeps of the chains per update."""
+    dataset: Literal["mnist5k", "digits"] = "mnist5k"  # Neither needs a download.
+    code_size: int = 50  # Number L of bits of the code.
+    num_experts: int = 16  # Hidden units J of the RBM prior; log Z takes 2^J terms.
+    num_hidden: int = 200  # Hidden units of encoder and decoder.
+    num_codes: int = 4  # Codes K drawn per image and update, at least 2.
+    num_chains: int = 200  # Persistent chains of the prior.
+    gibbs_steps: int = 5  # Sweeps of the chains per update.
     num_epochs: int = 50
     """Passes over the training set; the epoch with the best validation ELBO is kept."""
-    batch_size: int = 100
-    """Images per update."""
-    learning_rate: float = 2e-3
-    """Of Adam, lowered to zero along a cosine."""
+    batch_size: int = 100  # Images per update.
+    learning_rate: float = 2e-3  # Of Adam, lowered to zero along a cosine.
     num_samples: int = 500
     """Codes per test image: of the mean ELBO, and the K of the importance-weighted bound."""
-    num_seeds: int = 3
-    """Seeds 0, 1, ... of either prior; data and test bits stay the same."""
+    num_seeds: int = 3  # Seeds 0, 1, ... of either prior; data and test bits stay the same.
 
     bounds: ClassVar = {"num_codes": 2, "num_experts": (1, 21)}
 
@@ -144,7 +134,6 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
     Raises:
       ValueError: if the config does not fit the data set.
-      FloatingPointError: if training diverges.
     """
     started = time.perf_counter()
     loaded = datasets.load(config.dataset)

@@ -51,24 +51,15 @@ _MARGIN = 0.05  # nats: the start of the recipe is a Gaussian 1 % broader, bette
 class Config(runs.Options):
     """Everything the study depends on, with its data."""
 
-    tables: tuple[str, ...] = ("wine", "breast cancer", "diabetes")
-    """Which tables."""
-    learning_rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
-    """Of the first step."""
-    optimizers: tuple[str, ...] = ("adam", "sgd")
-    """Which optimizers."""
-    num_hidden: int = 8
-    """Binary hidden units; log Z is a sum over their states."""
-    num_passes: int = 100
-    """Passes over the training rows."""
-    batch_size: int = 20
-    """Rows per update."""
-    num_chains: int = 100
-    """Persistent chains."""
-    max_components: int = 5
-    """Sizes of the mixture to choose from."""
-    num_seeds: int = 10
-    """Seeds 0, 1, ... of splits and of everything random."""
+    tables: tuple[str, ...] = ("wine", "breast cancer", "diabetes")  # Which tables.
+    learning_rates: tuple[float, ...] = (1e-3, 1e-2, 1e-1)  # Of the first step.
+    optimizers: tuple[str, ...] = ("adam", "sgd")  # Which optimizers.
+    num_hidden: int = 8  # Binary hidden units; log Z is a sum over their states.
+    num_passes: int = 100  # Passes over the training rows.
+    batch_size: int = 20  # Rows per update.
+    num_chains: int = 100  # Persistent chains.
+    max_components: int = 5  # Sizes of the mixture to choose from.
+    num_seeds: int = 10  # Seeds 0, 1, ... of splits and of everything random.
 
     def __post_init__(self) -> None:
         """Refuse impossible values before any work is done."""

@@ -43,28 +43,20 @@ SOURCES = {"student_t": "Student-t", "laplace": "Laplace"}
 class Config(runs.Options):
     """Everything the study depends on."""
 
-    num_sources: int = 8
-    """Sources, mixtures and experts."""
-    num_samples: int = 10_000
-    """Mixtures to learn from."""
+    num_sources: int = 8  # Sources, mixtures and experts.
+    num_samples: int = 10_000  # Mixtures to learn from.
     degrees: float = 3.0
     """Degrees of freedom of the Student-t sources; exponents of (degrees + 1) / 2 are true."""
     exponent: float = 2.0
     """Exponents of the experts, held fixed; scales are learned. Above 0.5 for a proper model."""
-    num_steps: int = 2_000
-    """Updates."""
-    batch_size: int = 500
-    """Mixtures per update."""
+    num_steps: int = 2_000  # Updates.
+    batch_size: int = 500  # Mixtures per update.
     learning_rate: float = 0.03
     """Of Adam, lowered to zero along a cosine: without that the noise of the batches stays."""
-    hmc_step_size: float = 0.3
-    """Leapfrog step in whitened units; acceptance is about 0.94."""
-    hmc_leapfrog: int = 10
-    """Leapfrog steps per CD step."""
-    num_seeds: int = 5
-    """Seeds 0, 1, ... of sources, mixing matrix and learning."""
-    num_reports: int = 20
-    """Points of the curves."""
+    hmc_step_size: float = 0.3  # Leapfrog step in whitened units; acceptance is about 0.94.
+    hmc_leapfrog: int = 10  # Leapfrog steps per CD step.
+    num_seeds: int = 5  # Seeds 0, 1, ... of sources, mixing matrix and learning.
+    num_reports: int = 20  # Points of the curves.
 
     bounds: ClassVar = {"num_sources": 2}
 
@@ -125,7 +117,6 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
     Raises:
       ValueError: if `workdir` holds a study with another config.
-      FloatingPointError: if a rule diverges.
     """
     runs.open_workdir(workdir, config, resume=None, unchecked=("workdir",))
     size = config.num_sources

@@ -25,16 +25,11 @@ from experiments.lab import runs, tables
 class Config(runs.Options):
     """Everything the study depends on."""
 
-    size: int = 8
-    """Dimensions, and experts."""
-    exponents: tuple[float, ...] = (1.7, 1.0)
-    """Exponents of the experts, above 0.5."""
-    num_betas: int = 200
-    """Temperatures between base and model."""
-    num_chains: int = 400
-    """Annealed chains."""
-    num_seeds: int = 3
-    """Seeds 0, 1, ... of directions, scales and chains."""
+    size: int = 8  # Dimensions, and experts.
+    exponents: tuple[float, ...] = (1.7, 1.0)  # Exponents of the experts, above 0.5.
+    num_betas: int = 200  # Temperatures between base and model.
+    num_chains: int = 400  # Annealed chains.
+    num_seeds: int = 3  # Seeds 0, 1, ... of directions, scales and chains.
 
     bounds: ClassVar = {"num_chains": 2}
 

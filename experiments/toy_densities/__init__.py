@@ -30,9 +30,11 @@ import optax
 import poejax as pj
 from experiments.lab import runs
 from experiments.lab.plane import TARGETS
+from experiments.lab.scoring import mixture_log_probs
 from experiments.toy_densities import report, theory
 from experiments.toy_densities.products import FAMILIES, Family
 from poejax import training
+from poejax.product import log_densities
 from poejax.types import Array, Event, Params
 
 
@@ -40,34 +42,24 @@ from poejax.types import Array, Event, Params
 class Config(runs.Options):
     """Everything the study depends on."""
 
-    targets: tuple[str, ...] = tuple(TARGETS)
-    """Data sets, of experiments.toy_targets."""
+    targets: tuple[str, ...] = tuple(TARGETS)  # Data sets, of experiments.toy_targets.
     families: tuple[str, ...] = (
         "mixture", "gaussians", "axis_mixtures", "joint_mixtures", "unigauss", "student_t",
     )  # fmt: skip
     """Models, of those in FAMILIES."""
-    num_train: int = 2000
-    """Training rows, drawn anew by every seed."""
-    num_test: int = 20_000
-    """Held-out rows."""
-    num_steps: int = 1500
-    """Adam updates of every product."""
-    batch_size: int = 500
-    """Rows per update."""
-    learning_rate: float = 0.05
-    """Of Adam, lowered to zero along a cosine."""
+    num_train: int = 2000  # Training rows, drawn anew by every seed.
+    num_test: int = 20_000  # Held-out rows.
+    num_steps: int = 1500  # Adam updates of every product.
+    batch_size: int = 500  # Rows per update.
+    learning_rate: float = 0.05  # Of Adam, lowered to zero along a cosine.
     num_restarts: int = 5
     """Starts of every fit, EM included; the one of highest training likelihood counts."""
-    num_pcd_restarts: int = 2
-    """The same for the products learned by PCD, whose starts agree."""
-    num_chains: int = 200
-    """Persistent chains, for the products whose log Z has no cheap gradient."""
-    num_seeds: int = 3
-    """Seeds 0, 1, ... of data and fits."""
+    num_pcd_restarts: int = 2  # The same for the products learned by PCD, whose starts agree.
+    num_chains: int = 200  # Persistent chains, for the products whose log Z has no cheap gradient.
+    num_seeds: int = 3  # Seeds 0, 1, ... of data and fits.
     max_components: int = 6
     """Largest K of the curve of KL against K; EM in single precision stops at about 5e-5 nats."""
-    kl_steps: int = 1000
-    """EM steps at most, and Adam updates, of each fit of that curve."""
+    kl_steps: int = 1000  # EM steps at most, and Adam updates, of each fit of that curve.
 
 
 PRESETS = {
@@ -102,7 +94,7 @@ def fit_mixture(rng_key: Array, data: Event, num_restarts: int) -> Fit:
     params, _ = pj.mixtures.fit_em(
         rng_key, data, _NUM_COMPONENTS, max_steps=500, tol=1e-6, num_restarts=num_restarts
     )
-    log_prob = functools.partial(_mixture_log_probs, params)
+    log_prob = functools.partial(mixture_log_probs, params)
     return Fit(log_prob, 6 * _NUM_COMPONENTS - 1, "EM")
 
 
@@ -120,7 +112,7 @@ def fit_product(config: Config, family: Family, rng_key: Array, data: Event) -> 
         params = jax.tree.map(lambda leaf, k=k: leaf[k], fitted)
         if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
             log_z = pj.exact.log_z(family.model, params)
-            log_prob = functools.partial(_product_log_probs, family.model, params, log_z)
+            log_prob = functools.partial(_log_probs, family.model, params, log_z)
             candidates.append((float(jnp.mean(log_prob(data))), k, log_prob))
     if not candidates:
         raise FloatingPointError(f"{family.title!r}: no start led to finite parameters")
@@ -146,14 +138,8 @@ def _train(config: Config, family: Family, keys: Array, data: Event) -> Params:
     return jax.vmap(one)(keys)
 
 
-@jax.jit
-def _mixture_log_probs(params: pj.mixtures.MixtureParams, x: Array) -> Array:
-    return jax.vmap(pj.mixtures.log_prob, in_axes=(None, 0))(params, x)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _product_log_probs(model: pj.Product, params: Params, log_z: Array, x: Array) -> Array:
-    return jax.vmap(model.log_density, in_axes=(None, 0))(params, x) - log_z
+def _log_probs(model: pj.Product, params: Params, log_z: Array, x: Array) -> Array:
+    return log_densities(model, params, x) - log_z
 
 
 def study_densities(config: Config) -> tuple[list[dict[str, Any]], dict[str, Any]]:
