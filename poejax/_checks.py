@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -151,6 +152,16 @@ def estimator(name: str, value: Any) -> None:
         raise TypeError(
             f"{name}: expected an estimator such as pcd(model, 100), got {describe(value)}"
         )
+
+
+def learned_model(estimator: Any) -> Any:
+    """Return the model of an estimator, None if it learns something else."""
+    return getattr(estimator, "model", None)
+
+
+def own_rows(estimator: Any) -> Callable[[str, Any], None] | None:
+    """Return an estimator's check of its rows, None if they are events of its model."""
+    return getattr(estimator, "check_data", None)
 
 
 def kernel(name: str, value: Any) -> None:

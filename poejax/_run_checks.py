@@ -57,28 +57,30 @@ def check_rows(preprocess: Preprocess | None, data: PyTree) -> None:
 
 def check_events(
     estimator: Estimator,
-    model: Product,
+    model: Product | None,
     preprocess: Preprocess | None,
     data: PyTree,
     events: Callable[[], PyTree],
 ) -> None:
     """Raise unless all rows of `data` are, or become, what the estimator takes."""
     name = "data" if preprocess is None else "preprocess(data)"
-    # Estimators whose data are more than events check them themselves.
-    own = getattr(estimator, "check_data", None)
+    own = _checks.own_rows(estimator)
 
     def check() -> None:
         if own is not None:
             return own(name, events())
+        if model is None:
+            return _checks.finite(name, events())
         return model.visible.check(name, _checks.split_weights(name, events())[0])
 
-    _border.once(data, (model.visible if own is None else estimator, preprocess), check)
+    visible = None if model is None else model.visible
+    _border.once(data, (visible if own is None else estimator, preprocess), check)
 
 
 def is_unchecked(estimator: Estimator, preprocess: Preprocess | None) -> bool:
     """Whether nobody has looked at the rows that become complete events."""
     is_checked = preprocess is None or hasattr(preprocess, "check")
-    return not is_checked and not hasattr(estimator, "check_data")
+    return not is_checked and _checks.own_rows(estimator) is None
 
 
 def require_spread(name: str, visible: Unit, x: PyTree) -> None:

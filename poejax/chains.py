@@ -13,7 +13,19 @@ import jax.numpy as jnp
 from poejax import _border, _checks, propriety
 from poejax._numerics import add
 from poejax.product import Product
-from poejax.types import Array, Event, Kernel, ModelKernel, Params, PyTree
+from poejax.types import Array, Event, Kernel, Params, PyTree
+
+
+class ModelKernel(Kernel, Protocol):
+    """A kernel of a model: a frozen dataclass with a field `model`.
+
+    Wherever a driver takes one it is of the model at hand, and `dataclasses.replace` makes it one
+    of what the driver needs, such as the path of `evidence.ais`.
+    """
+
+    @property
+    def model(self) -> Product: ...
+
 
 ObserveFn = Callable[[Params, Any, Any], PyTree]
 """`(params, state, info) -> statistics` of one chain after one step."""

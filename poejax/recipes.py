@@ -198,9 +198,10 @@ def fit_gaussian_rbm(
     per_pass = len(epoch) // size
     tx = gaussian_rbm_optimizer(learning_rate, num_passes * per_pass, optimizer)
     rule = gaussian_rbm_rule(model, num_chains, num_gibbs_steps)
+    run = training.Run(rule, tx, size, average=True)
     first = spread_weights(spread_key, start)
     seen = y[learned[epoch]]
-    state = training.init(train_key, model, rule, tx, seen, params=first, average=True)
+    state = run.init(train_key, seen, first)
     state = state._replace(opt_state=bound_precision(state.opt_state, y))
 
     def densities(params: Params) -> tuple[Matrix, float]:
@@ -213,7 +214,7 @@ def fit_gaussian_rbm(
         epoch = resampled(random, weights[learned])
         steps = (int(passes) - done) * per_pass
         try:
-            state, _ = training.train_steps(rule, tx, state, y[learned[epoch]], size, steps)
+            state, _ = run.steps(state, y[learned[epoch]], steps)
             found, error = densities(state.average)
         except (FloatingPointError, ValueError):  # of parameters too wild to train or to judge
             break
@@ -230,7 +231,7 @@ def fit_gaussian_rbm(
 
 def gaussian_rbm_rule(model: Product, num_chains: int, num_steps: int = 1) -> Estimator:
     """Return the gradient that `fit_gaussian_rbm` learns by."""
-    return centered(pcd(model, num_chains, num_steps=num_steps), model)
+    return centered(pcd(model, num_chains, num_steps=num_steps))
 
 
 def gaussian_rbm_log_z(rng_key: Array, model: Product, params: Params) -> tuple[float, float]:

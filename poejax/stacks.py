@@ -88,14 +88,11 @@ def fit_greedy(
         if number < len(stack):
             continue
         model = models.rbm(x.shape[1], size)
-        estimator = make_estimator(model)
+        run = training.Run(make_estimator(model), tx, batch_size, preprocess=draw_bits)
         start_key = jax.random.fold_in(rng_key, 2 * number)
         params = model.init_from(start_key, draw_bits(jax.random.fold_in(start_key, 2), x))
         key = jax.random.fold_in(rng_key, 2 * number + 1)
-        state = training.init(key, model, estimator, tx, x, params=params, preprocess=draw_bits)
-        state, _ = training.train_steps(
-            estimator, tx, state, x, batch_size, num_steps, preprocess=draw_bits
-        )
+        state, _ = run.steps(run.init(key, x, params), x, num_steps)
         if on_layer is not None:
             on_layer(number, state)
         stack.append((model, state.params))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
-
-if TYPE_CHECKING:
-    from poejax.product import Product
 
 Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
@@ -94,28 +92,26 @@ class Kernel(Protocol):
     def step(self, rng_key: Array, params: Params, state: Any) -> tuple[Any, Any]: ...
 
 
-class ModelKernel(Kernel, Protocol):
-    """A kernel of a model: a frozen dataclass with a field `model`.
-
-    Wherever a driver takes one it is of the model at hand, and `dataclasses.replace` makes it one
-    of what the driver needs, such as the path of `evidence.ais`.
-    """
-
-    @property
-    def model(self) -> Product: ...
-
-
 class Estimator(Protocol):
     """A rule for the gradient of a loss to minimise: the negative log-likelihood, or a stand-in.
 
     The last of what `grad` returns is its diagnostics: EstimatorInfo, LossInfo, or a rule's own.
     Where these have a `loss`, optimizers that need the loss itself get it.
 
-    Rows may be more than events: any pytree of arrays with one leading axis, such as a NamedTuple
-    of events and what belongs to each. Such a rule has a method `check_data(name, data)`, which
-    `training` calls with all rows in place of the check of the visible units; it raises errors that
-    begin with `name`. A rule with an attribute `model` has its data checked at every call.
+    model: the product that is learned, whose visible units all data are checked against; None for a
+      rule of other parameters, such as a network's, of which one must be given to start from.
+    check_data: None if rows are events of the visible units. Rows may be more: any pytree of arrays
+      with one leading axis, such as a NamedTuple of events and what belongs to each. Then it is a
+      method `(name, data)`, called with all rows, that raises errors that begin with `name`.
+
+    A pair of `init` and `grad` alone is taken for a rule where both are None.
     """
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def check_data(self) -> Callable[[str, Any], None] | None: ...
 
     def init(self, rng_key: Array, params: Params, data: Event) -> PyTree: ...
 

@@ -15,17 +15,8 @@ from scipy import ndimage, stats
 from sklearn.metrics import roc_auc_score
 
 import poejax as pj
-from experiments import (
-    denoising,
-    encoders,
-    logistic,
-    parts,
-    per_class,
-    ranking,
-    rbm_recipe,
-    runs,
-    scoring,
-)
+from experiments import denoising, parts, per_class, ranking
+from experiments.lab import damage, encoders, logistic, rbm_recipe, runs, scoring, tables
 from poejax import datasets
 
 APPLICATIONS = {
@@ -96,11 +87,10 @@ def test_mixture_takes_the_size_that_suits_rows_it_has_not_seen():
 
 def test_recipe_learns_bars_and_stripes_and_lowers_its_rate():
     recipe = rbm_recipe.Recipe(num_hidden=12, num_steps=4_000, batch_size=32, weight_decay=0)
-    trainer = rbm_recipe.trainer(recipe, 16)
     x = jnp.asarray(datasets.bars_and_stripes(4), jnp.float32)
-    params = rbm_recipe.fit(jax.random.key(0), trainer, x, rbm_recipe.as_bits, None)
-    log_z = pj.exact.log_z(trainer.model, params)
-    found = float(pj.evidence.log_likelihood(trainer.model, params, x, log_z).mean)
+    model, params = recipe.fit(jax.random.key(0), x, rbm_recipe.as_bits, None)
+    log_z = pj.exact.log_z(model, params)
+    found = float(pj.evidence.log_likelihood(model, params, x, log_z).mean)
     base_rates = 16 * np.log(0.5)
     assert base_rates + 4 < found < -3.3791
     gradient = {"hidden": {"w": jnp.ones(())}, "bias": {"field": jnp.ones(())}}
@@ -142,14 +132,14 @@ def test_median_filter_is_scipys():
 
 @pytest.mark.parametrize(("shape", "side"), [((8, 8), 4), ((28, 28), 9), ((6, 10), 1)])
 def test_blocks_are_whole_squares_in_many_places(shape, side):
-    masks = ranking.block_masks(np.random.default_rng(6), 200, shape, side)
+    masks = damage.block_masks(np.random.default_rng(6), 200, shape, side)
     assert (masks.sum(axis=1) == side**2).all()
     images = masks.reshape(-1, *shape)
     assert (images.any(axis=1).sum(axis=1) == side).all()
     assert (images.any(axis=2).sum(axis=1) == side).all()
     assert len(np.unique(masks, axis=0)) > 5
     with pytest.raises(ValueError, match="block: expected a side of 1 to"):
-        ranking.require_block(min(shape) // 2 + 1, shape)
+        damage.require_block(min(shape) // 2 + 1, shape)
 
 
 def check_files(workdir, results, figures):
@@ -173,7 +163,7 @@ def test_ranking_small(tmp_path):
     lead = area["other digits"]["RBM less mixture"]["mean"]
     means = [area["other digits"][s]["mean"] for s in ("RBM", "Bernoulli mixture")]
     assert lead == pytest.approx(means[0] - means[1], abs=1e-9)
-    assert "RBM less mixture" in ranking.table(results)
+    assert "RBM less mixture" in tables.text(ranking.table(results))
 
 
 def test_ranking_sets_hold_what_they_say():
@@ -217,7 +207,7 @@ def test_denoising_small_posterior_mean_beats_the_mean_field_everywhere(tmp_path
 def test_parts_small(tmp_path):
     config = parts.PRESETS["smoke"]
     results = parts.train_and_evaluate(config, tmp_path)
-    check_files(tmp_path, results, ("filters", "few_labels"))
+    check_files(tmp_path, results, ("filters", "centroids", "few_labels"))
     for name, by_count in results["test_error"].items():
         # Five classes: chance is 0.8.
         few, many = (by_count[str(count)]["mean"] for count in config.labels_per_class)

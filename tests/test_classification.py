@@ -14,7 +14,10 @@ from flax import nnx
 from sklearn.linear_model import LogisticRegression
 
 import poejax as pj
-from experiments import binary_autoencoder, classification, classifiers, rbm_prior, supervised
+from experiments import classification, rbm_prior
+from experiments.classification import arms
+from experiments.lab import logistic, supervised
+from experiments.rbm_prior import autoencoder
 from poejax import datasets, nn
 
 SMOKE = classification.PRESETS["smoke"]
@@ -29,18 +32,14 @@ def blobs(num_rows, seed=0):
     return supervised.Examples(jnp.asarray(images, jnp.uint8), jnp.asarray(labels))
 
 
-def test_logistic_regression_is_that_of_scikit_learn():
+def test_the_path_of_penalties_is_of_the_mean_loss():
     data = blobs(200)
-    x = supervised.scaled(data.images)
-    start = {"w": jnp.zeros((36, 10)), "b": jnp.zeros(10)}
-    penalty = 0.03
-    found = classifiers._logistic_regression(start, x, data.labels, penalty, 60)
-    # scikit-learn minimises C Σ loss + ½ |w|², this one the mean loss + ½ penalty |w|².
-    peer = LogisticRegression(C=1 / (penalty * 200), tol=1e-8, max_iter=2000)
-    peer.fit(np.asarray(x, float), np.asarray(data.labels))
-    np.testing.assert_allclose(found["w"], peer.coef_.T, atol=2e-3)
-    b, expected = np.asarray(found["b"]), peer.intercept_
-    np.testing.assert_allclose(b - b.mean(), expected - expected.mean(), atol=2e-3)
+    x, labels = np.asarray(supervised.scaled(data.images), float), np.asarray(data.labels)
+    found = {p: m.coef_.copy() for p, m in logistic.path(x, labels, (0.03, 0.3), 2000)}
+    assert list(found) == [0.3, 0.03]
+    # scikit-learn minimises C Σ loss + ½ |w|², the path the mean loss + ½ penalty |w|².
+    peer = LogisticRegression(C=1 / (0.03 * 200), tol=1e-8, max_iter=2000).fit(x, labels)
+    np.testing.assert_allclose(found[0.03], peer.coef_, atol=2e-3)
 
 
 def test_dropout_keeps_the_mean_and_needs_a_key():
@@ -62,12 +61,12 @@ def test_dropout_keeps_the_mean_and_needs_a_key():
 
 def test_noisy_bits_have_the_mean_of_the_intensities():
     images = jnp.tile(jnp.asarray([0, 51, 204, 255], jnp.uint8), (4000, 1))
-    x = np.asarray(classifiers.NoisyBits(0.2)(jax.random.key(0), images), float)
+    x = np.asarray(arms.NoisyBits(0.2)(jax.random.key(0), images), float)
     assert set(np.unique(x)) == {0.0, np.float32(1.25)}
     expected = np.array([0, 0.2, 0.8, 1.0])
     std_err = np.maximum(x.std(axis=0) / np.sqrt(len(x)), 1e-9)
     assert np.abs((x.mean(axis=0) - expected) / std_err).max() < reference.z_threshold(3)
-    whole = classifiers.NoisyBits(0.0)(jax.random.key(0), images)
+    whole = arms.NoisyBits(0.0)(jax.random.key(0), images)
     np.testing.assert_array_equal(whole, datasets.stochastic(*_bits_key(images)))
 
 
@@ -78,17 +77,16 @@ def _bits_key(images):
 def test_an_epoch_is_chosen_by_validation_errors():
     data, held_out = blobs(100), blobs(60, seed=1)
     graph, params = nnx.split(nn.Classifier((36, 12), 10, rngs=nnx.Rngs(0), activation=jax.nn.relu))
-    options = supervised.Options(num_epochs=12, batch_size=20)
-    fit, key, scores = supervised.start(params), jax.random.key(1), []
-    step = jax.jit(supervised.fit_epoch, static_argnames=("graph", "options"))
+    trainer = supervised.Trainer(graph, num_epochs=12, batch_size=20)
+    fit, scores = trainer.start(jax.random.key(2), params, 0.05, data), []
     tried = []
-    for epoch in range(12):
-        fit, loss = step(key, graph, options, fit, epoch, 0.05, data, jnp.arange(100), held_out)
-        logits = nnx.merge(graph, fit.params)(supervised.scaled(held_out.images))
+    for _ in range(12):
+        fit, loss = trainer.epoch(fit, data, held_out)
+        logits = nnx.merge(graph, fit.state.params)(supervised.scaled(held_out.images))
         wrong = int(jnp.sum(logits.argmax(axis=1) != held_out.labels))
         entropy = float(supervised.mean_cross_entropy(logits, held_out.labels))
         scores.append(wrong + entropy / (1 + entropy))
-        tried.append(fit.params)
+        tried.append(fit.state.params)
     assert float(loss) < 0.5 * np.log(10)
     best = int(np.argmin(scores))
     assert int(fit.best_epoch) == best
@@ -111,8 +109,8 @@ def test_smoke_study_resumes_and_takes_more_arms(tmp_path):
     assert results["rbm/seed0"] == first["rbm/seed0"]  # its RBM came from disk
     assert results["fine-tuned/seed0"]["test_error"] < 0.3
     assert json.loads((tmp_path / "results.json").read_text()) == results
-    lines = classification.table(results).splitlines()
-    assert [line.split()[0] for line in lines[2:5]] == ["features", "fine-tuned", "hybrid"]
+    (table,) = classification.table(results)
+    assert [row[0] for row in table["rows"]] == ["features", "fine-tuned", "hybrid"]
     (tmp_path / "results.json").write_text('{"features/seed0": {"test_er')
     with pytest.raises(ValueError, match=r"results.json: expected JSON, got what cannot be read"):
         classification.train_and_evaluate(more, tmp_path)
@@ -131,7 +129,7 @@ def test_smoke_study_resumes_and_takes_more_arms(tmp_path):
         (["--dropout", "1"], r"dropout: expected a number in [0, 1), got 1.0"),
         (["--batch-size", "5000"], "batch_size: expected at most 1297, got 5000"),
         (["--arms", "magic"], "magic"),
-        (["--penalties", "nan"], "arms, penalties: expected at least one"),
+        (["--penalties", "nan"], "penalties: expected finite numbers, got nan"),
         (["--rbm-rate", "nan"], "rbm_rate: expected finite numbers, got nan"),
     ],
 )
@@ -149,7 +147,7 @@ def exact_elbo(model, x):
 
 def prior_problem():
     prior = pj.models.rbm(3, 2)
-    model = binary_autoencoder.BinaryAutoencoder(5, 4, prior, nnx.Rngs(0))
+    model = autoencoder.BinaryAutoencoder(5, 4, prior, nnx.Rngs(0))
     graph, params = nnx.split(model)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(3), len(leaves))
@@ -166,13 +164,11 @@ def test_the_loss_of_the_rbm_prior_has_the_gradient_of_the_exact_bound():
 
     def draw(key, biased):
         code_key, chain_key = jax.random.split(key)
-        z = binary_autoencoder.draw_codes(code_key, model, x[None], 3)
+        z = autoencoder.draw_codes(code_key, model, x[None], 3)
         rows = jax.random.choice(chain_key, 8, (4,), p=probabilities)  # chains at equilibrium
         chains = prior.visible.states()[rows]
         z = jnp.where(biased, jnp.ones_like(z).at[0].set(0), z)
-        return jax.grad(lambda p: binary_autoencoder.loss(nnx.merge(graph, p), x[None], z, chains))(
-            params
-        )
+        return jax.grad(lambda p: autoencoder.loss(nnx.merge(graph, p), x[None], z, chains))(params)
 
     draw_all = jax.jit(jax.vmap(draw, in_axes=(0, None)))
 
@@ -195,7 +191,7 @@ def test_the_bounds_of_the_rbm_prior_against_enumeration():
     graph, params, x = prior_problem()
     model = nnx.merge(graph, params)
     log_z = pj.exact.log_z(model.prior.model, model.prior.params)
-    found = binary_autoencoder.bounds(jax.random.key(0), graph, params, x[None], log_z, 40_000)
+    found = autoencoder.bounds(jax.random.key(0), graph, params, x[None], log_z, 40_000)
     log_p, log_prior, log_q = model.terms(x[None], model.prior.model.visible.states()[:, None])
     q = np.exp(np.asarray(log_q, float))
     log_w = np.asarray(log_p + log_prior - log_z - log_q, float)
@@ -220,4 +216,4 @@ def test_smoke_run_of_the_rbm_prior(tmp_path):
         assert rows[0]["kl"] > 0
     for name in ("curves", "samples"):
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5_000
-    assert "gain of the RBM prior" in rbm_prior.table(results)
+    assert "gain of the RBM prior" in rbm_prior.table(results)[0]["caption"]

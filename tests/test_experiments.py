@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -18,14 +19,8 @@ import numpy as np
 import pytest
 
 import poejax as pj
-from experiments import (
-    bars_and_stripes,
-    benchmark,
-    heavy_tails,
-    mnist_rbm,
-    runs,
-    student_t_evidence,
-)
+from experiments import bars_and_stripes, benchmark, heavy_tails, mnist_rbm, student_t_evidence
+from experiments.lab import runs, tables
 
 ROOT = Path(__file__).parent.parent
 SMOKE = dataclasses.replace(mnist_rbm.PRESETS["smoke"], ais_steps=20, sample_steps=5)
@@ -277,38 +272,68 @@ def test_killed_five_times_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path
     assert steps == [12 * (i + 1) for i in range(60)]
 
 
-def test_bars_and_stripes_small():
+def test_bars_and_stripes_small(tmp_path):
     config = bars_and_stripes.Config(num_hidden=4, num_steps=50, num_chains=10, num_seeds=1)
-    results = bars_and_stripes.train_and_evaluate(config)
-    assert set(results) == {"exact", "pcd", "cd-1"}
-    assert all(-7 < float(values.mean()) < -2.5993 for values in results.values())
+    results = bars_and_stripes.train_and_evaluate(config, tmp_path)
+    assert set(results["log_likelihood"]) == {"exact", "pcd", "cd-1"}
+    assert results["ceiling"] == pytest.approx(-2.5993, abs=1e-4)
+    assert all(-7 < v < results["ceiling"] for (v,) in results["log_likelihood"].values())
+    assert json.loads((tmp_path / "results.json").read_text())["tables"] == results["tables"]
 
 
-def test_benchmark_small():
+def test_benchmark_small(tmp_path):
     config = benchmark.Config(
         num_visible=20, num_hidden=10, num_chains=100, num_steps=2, num_rounds=1
     )
-    seconds = benchmark.train_and_evaluate(config)
+    seconds = benchmark.train_and_evaluate(config, tmp_path)["seconds_per_step"]
     assert len(seconds) == 5
     assert all(value > 0 for value in seconds.values())
 
 
-def test_heavy_tails_small():
+def test_heavy_tails_small(tmp_path):
     config = heavy_tails.Config(sizes=(3,), num_chains=(20,), num_steps=20)
-    (run,) = heavy_tails.train_and_evaluate(config)
-    assert run.num_broken == 0
-    assert run.largest > 1
+    results = heavy_tails.train_and_evaluate(config, tmp_path)
+    (run,) = results["runs"]
+    assert run["broken"] == results["failed"] == 0
+    assert run["largest"] > 1
     with pytest.raises(ValueError, match="num_chains: expected one number per size"):
         heavy_tails.Config(sizes=(3, 4), num_chains=(20,))
 
 
-def test_student_t_evidence_small():
+def test_student_t_evidence_small(tmp_path):
     config = student_t_evidence.Config(
         size=2, exponents=(1.5,), num_betas=40, num_chains=100, num_seeds=1
     )
-    heavy, light = student_t_evidence.train_and_evaluate(config)
-    assert abs(heavy.error) < 4 * heavy.std_err
-    assert not heavy.warned
-    assert light.warned
+    heavy, light = student_t_evidence.train_and_evaluate(config, tmp_path)["estimates"]
+    assert abs(heavy["error"]) < 4 * heavy["std_err"]
+    assert not heavy["warned"]
+    assert light["warned"]
     with pytest.raises(ValueError, match=r"exponents: expected above 0\.5"):
         student_t_evidence.Config(exponents=(0.4,))
+
+
+def test_numbers_out_of_bounds_are_refused_by_name():
+    config = types.SimpleNamespace(count=0, rate=0.0, share=1.0, sizes=(2, 1), flag=False, digit=10)
+    for name, bound, message in (
+        ("count", None, "at least 1, got 0"),
+        ("rate", None, "> 0, got 0.0"),
+        ("share", (0, 1), r"a number in \[0, 1\), got 1.0"),
+        ("sizes", 2, "at least 2, got 1"),
+        ("digit", (0, 10), "0 to 9, got 10"),
+    ):
+        one = types.SimpleNamespace(**{name: getattr(config, name)}, flag=False, text="x")
+        with pytest.raises(ValueError, match=f"{name}: expected {message}"):
+            runs.check_numbers(one, {} if bound is None else {name: bound})
+    runs.check_numbers(config, {"count": 0, "rate": 0, "share": (0, 2), "digit": 3})
+
+
+def test_tables_are_aligned_and_escaped():
+    made = tables.table("kinds | of", ("", "n", "x"), {"a|b": (10, 0.125), "c": (2, "none")}, ".2f")
+    assert tables.text([made]).splitlines()[2:] == [
+        "      n     x",
+        "a|b  10  0.12",
+        "c     2  none",
+    ]
+    assert "| a\\|b | 10 | 0.12 |" in tables.markdown(made).splitlines()
+    assert tables.plus_minus([0.01, 0.03], 1, 100) == "2.0 ± 1.4"
+    assert tables.plus_minus([1.0]) == "1.00"

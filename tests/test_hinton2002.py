@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 import poejax as pj
-from experiments import hinton2002, hinton2002_edges, hinton2002_grid, hinton2002_rbms
+from experiments import hinton2002
+from experiments.hinton2002 import cd_analysis, edges, grid
 
 D, H = 4, 3
-CONFIG = hinton2002_rbms.Config(num_visible=D, num_hidden=H)
+CONFIG = cd_analysis.Config(num_visible=D, num_hidden=H)
 
 
 def network(seed: int, scale: float):
-    return hinton2002_rbms.draw_network(jax.random.key(seed), CONFIG, scale, scale, 3)
+    return cd_analysis.draw_network(jax.random.key(seed), CONFIG, scale, scale, 3)
 
 
 def enumerate_by_loops(params, data):
@@ -42,13 +43,13 @@ def enumerate_by_loops(params, data):
 def test_enumeration_agrees_with_loops():
     with jax.enable_x64(True):
         params, data = network(seed=0, scale=1.5)
-        _, log_q1, log_q = jax.jit(hinton2002_rbms.log_distributions)(params, data)
+        _, log_q1, log_q = jax.jit(cd_analysis.log_distributions)(params, data)
         xs, q1, q, means = enumerate_by_loops(params, data)
         np.testing.assert_array_equal(xs, pj.units.Bernoulli(D).states())
         np.testing.assert_allclose(np.exp(log_q1), q1, rtol=1e-10)
         np.testing.assert_allclose(np.exp(log_q), q, rtol=1e-10)
         # The CD-1 update is the difference of two correlations (Hinton 2002, for RBMs).
-        w = jax.jit(hinton2002_rbms.cd_gradient)(params, data)["hidden"]["w"]
+        w = jax.jit(cd_analysis.cd_gradient)(params, data)["hidden"]["w"]
         np.testing.assert_allclose(w, xs.T @ ((q1 - np.asarray(data))[:, None] * means), rtol=1e-9)
 
 
@@ -77,9 +78,9 @@ def test_cd_gradient_is_the_expectation_of_the_estimator(estimates):
     params, data, draws = estimates
     flat = lambda tree: np.asarray(jax.flatten_util.ravel_pytree(tree)[0])  # noqa: E731
     # Two-sided 1e-4 over 19 parameters by Bonferroni is |z| < 4.6.
-    assert worst_z(draws, flat(jax.jit(hinton2002_rbms.cd_gradient)(params, data))) < 4.6
+    assert worst_z(draws, flat(jax.jit(cd_analysis.cd_gradient)(params, data))) < 4.6
     # The derivatives that CD-1 is not: of the whole objective and of the likelihood.
-    for other in (hinton2002_rbms.objective, hinton2002_rbms.negative_log_likelihood):
+    for other in (cd_analysis.objective, cd_analysis.negative_log_likelihood):
         assert worst_z(draws, flat(jax.jit(jax.grad(other))(params, data))) > 10
 
 
@@ -88,12 +89,12 @@ def test_slopes_agree_with_small_steps():
     with jax.enable_x64(True):
         for seed in range(3):
             params, data = network(seed, scale=3.0)
-            a = jax.jit(hinton2002_rbms.analyse)(params, data, step)
-            update = jax.jit(hinton2002_rbms.cd_gradient)(params, data)
+            a = jax.jit(cd_analysis.analyse)(params, data, step)
+            update = jax.jit(cd_analysis.cd_gradient)(params, data)
             g = jax.flatten_util.ravel_pytree(update)[0]
             pairs = [
-                (a.objective_cosine, a.modelled + a.unmodelled, hinton2002_rbms.objective),
-                (a.likelihood_cosine, a.likelihood_gain, hinton2002_rbms.negative_log_likelihood),
+                (a.objective_cosine, a.modelled + a.unmodelled, cd_analysis.objective),
+                (a.likelihood_cosine, a.likelihood_gain, cd_analysis.negative_log_likelihood),
             ]
             for cosine, gain, function in pairs:
                 slope = jax.flatten_util.ravel_pytree(jax.jit(jax.grad(function))(params, data))[0]
@@ -104,32 +105,32 @@ def test_slopes_agree_with_small_steps():
 
 
 def test_intervals_of_rates():
-    low, high = hinton2002_rbms.wilson_interval(2, 1000)
+    low, high = cd_analysis.wilson_interval(2, 1000)
     # Wilson's equation (p̂ - p)² = z² p (1 - p) / n holds at both ends.
     for p in (low, high):
         assert (0.002 - p) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / 1000)
     assert low < 0.002 < high
-    assert hinton2002_rbms.wilson_interval(0, 50)[0] == 0.0
-    assert hinton2002_rbms.wilson_interval(50, 50)[1] == 1.0
+    assert cd_analysis.wilson_interval(0, 50)[0] == 0.0
+    assert cd_analysis.wilson_interval(50, 50)[1] == 1.0
 
 
 def test_edges_are_found_edge_like():
-    config = hinton2002_edges.Config(edge_width=0.05)
+    config = edges.Config(edge_width=0.05)
     key = jax.random.key(0)
-    images = hinton2002_edges.draw_images(key, 200, config)
+    images = edges.draw_images(key, 200, config)
     assert 0 <= images.min() < 0.05
     assert 0.95 < images.max() <= 1
-    assert np.median(hinton2002_edges.edge_likeness(images, config.side)) > 0.9
+    assert np.median(edges.edge_likeness(images, config.side)) > 0.9
     noise = jax.random.normal(key, (200, 100))
-    assert np.median(hinton2002_edges.edge_likeness(noise, config.side)) < 0.2
+    assert np.median(edges.edge_likeness(noise, config.side)) < 0.2
 
 
 def test_cell_masses_of_known_densities():
-    masses = hinton2002_grid.cell_masses(lambda x: jnp.log(1 / 25.0) + 0 * x[0])
+    masses = grid.cell_masses(lambda x: jnp.log(1 / 25.0) + 0 * x[0])
     np.testing.assert_allclose(masses, 1 / 25, rtol=1e-5)
-    points = hinton2002_grid.draw_points(jax.random.key(0), 2000, 0.1)
-    assert hinton2002_grid.total_variation(points, masses) < 0.12
-    assert hinton2002_grid.total_variation(points + 100, masses) == pytest.approx(1.0)
+    points = grid.draw_points(jax.random.key(0), 2000, 0.1)
+    assert grid.total_variation(points, masses) < 0.12
+    assert grid.total_variation(points + 100, masses) == pytest.approx(1.0)
 
 
 def test_smoke_run_learns_and_writes_results(tmp_path):

@@ -163,7 +163,10 @@ REAL, BITS = bank(PLANE, units.Bernoulli(1)), RBM
             lambda: kernels.hmc(opaque(BLOCKS), 0.1, inverse_mass={"late": [1.0]}),
             r"inverse_mass: expected a dict of \['early', 'late'\]",
         ),
-        (lambda: kernels.gibbs_with_gradients(REAL), "gibbs_with_gradients: expected visible units of finitely"),
+        (
+            lambda: kernels.gibbs_with_gradients(REAL),
+            "gibbs_with_gradients: expected visible units of finitely",
+        ),
         (lambda: kernels.gibbs_with_gradients(BITS, 0), "num_flips: expected an integer"),
         (
             lambda: kernels.tune_step_size(

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import poejax as pj
-from experiments import mnist_rbm, own_data, table_files
+from experiments import mnist_rbm
+from experiments.lab import own_data, table_files
 
 SMALL = dataclasses.replace(
     mnist_rbm.PRESETS["smoke"],
@@ -254,7 +255,7 @@ def test_categories_end_to_end(tmp_path):
     rows = RNG.integers(1, 4, (60, 3))
     np.savetxt(path, rows, fmt="%d", delimiter=",", header="a,b,c", comments="")
     results = mnist_rbm.train_and_evaluate(dataclasses.replace(SMALL, data=path), tmp_path / "s")
-    model = mnist_rbm.build(dataclasses.replace(SMALL, data=path)).model
+    model = mnist_rbm.build(dataclasses.replace(SMALL, data=path)).run.model
     assert model.visible == pj.units.Categorical(3, 3)
     params = pj.checkpoint.load_params(tmp_path / "s" / "params")
     test = rows[np.random.RandomState(0).permutation(60)[-6:]] - 1

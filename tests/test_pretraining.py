@@ -11,9 +11,10 @@ import optax
 import pytest
 
 import poejax as pj
-from experiments import pretraining, pretraining_report
-from experiments import pretraining_cells as study
-from experiments.cells import Cells
+from experiments import pretraining
+from experiments.lab.cells import Cells
+from experiments.pretraining import networks as study
+from experiments.pretraining import report
 from poejax import stacks
 
 SMOKE = dataclasses.replace(
@@ -33,7 +34,7 @@ def test_balanced_rows_are_nested_and_balanced():
 def test_margins_are_paired_by_seed():
     better = {0: 0.10, 1: 0.20, 2: 0.30, 3: 9.0}
     worse = {2: 0.35, 1: 0.22, 0: 0.12}  # seed 3 is not done yet
-    mean, std_err = pretraining_report.margin(better, worse)
+    mean, std_err = report.margin(better, worse)
     differences = np.array([0.02, 0.02, 0.05])
     assert mean == pytest.approx(differences.mean())
     assert std_err == pytest.approx(differences.std(ddof=1) / np.sqrt(3))
@@ -42,7 +43,7 @@ def test_margins_are_paired_by_seed():
 def test_a_killed_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     whole = pretraining.train_and_evaluate(SMOKE, tmp_path / "whole")
     assert len(whole) == 2 * 2 * 2  # depths, arms, seeds
-    errors = pretraining_report.errors_by_kind(whole)
+    errors = report.errors_by_kind(whole)
     assert max(errors[40, 1]["pre-trained"].values()) < 0.5  # chance is 0.9
     assert max(errors[40, 1]["random"].values()) < 0.6
 
@@ -82,8 +83,8 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert "labels40/depth1/random/seed2" in more
     with pytest.raises(ValueError, match=r"another config: min_epochs=9 \(was 5\)"):
         pretraining.train_and_evaluate(dataclasses.replace(config, min_epochs=9), killed)
-    rows = pretraining_report.table(more).splitlines()[4:]
-    assert [row.split()[:3] for row in rows] == [["40", "1", "2-3"], ["40", "2", "2"]]
+    (table,) = report.table(more)
+    assert [row[:3] for row in table["rows"]] == [["40", "1", "2-3"], ["40", "2", "2"]]
 
 
 def test_vmapped_networks_are_those_trained_one_by_one(tmp_path):
@@ -123,8 +124,8 @@ def test_going_on_above_learned_layers_is_bitwise_one_call():
     [
         (["--labels", "5"], "labels: expected at least 10, or 0 for all"),
         (["--labels", "2000"], "labels: expected less than 1297, or 0 for all, got 2000"),
-        (["--depths", "0"], "depths: expected at least 1"),
-        (["--learning-rates", "0"], "learning_rates, pretraining_rate: expected > 0"),
+        (["--depths", "0"], "depths: expected at least 1, got 0"),
+        (["--learning-rates", "0"], "learning_rates: expected > 0"),
         (["--arms", "magic"], "magic"),
     ],
 )

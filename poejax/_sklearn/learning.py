@@ -18,7 +18,7 @@ from poejax._sklearn.matrices import Matrix
 from poejax.estimators import centered, pcd
 from poejax.experts import Bias, HiddenBank
 from poejax.product import Product, product
-from poejax.types import Array, Estimator, Params, PyTree
+from poejax.types import Array, Params, PyTree
 from poejax.units import Bernoulli, Categorical
 
 _NUM_SCORED, _NUM_SITES = 256, 16  # by which a pass is judged with verbose=1
@@ -135,16 +135,7 @@ class Learner:
             rows, params["bias"]["field"] = self._base_rates(X, weights)
         if self.visible == "categorical":  # one-hot, all of them would be many times as large
             rows = rows[self.random_state_.randint(len(rows), size=self.n_chains)]
-        self._state = training.init(
-            train_key,
-            self.model_,
-            self._rule(),
-            self._optimizer(),
-            rows,
-            params=params,
-            preprocess=self._kind.preprocess,
-            average=self.visible == "gaussian",
-        )
+        self._state = self._run(self.batch_size).init(train_key, rows, params)
         if self.visible == "gaussian":
             opt_state = recipes.bound_precision(self._state.opt_state, rows)
             self._state = self._state._replace(opt_state=opt_state)
@@ -168,32 +159,21 @@ class Learner:
             total += shares[block] @ rows
         return rows, self._kind.field(self.model_, (total / shares.sum())[None], None)
 
-    def _rule(self) -> Estimator:
-        return centered(pcd(self.model_, self.n_chains, num_steps=self.n_gibbs_steps), self.model_)
-
-    def _optimizer(self) -> optax.GradientTransformation:
-        rate = float(self.learning_rate)
-        if self.visible == "gaussian":
-            return recipes.gaussian_rbm_optimizer(rate, method=self.optimizer)
-        return _sgd(rate)
+    def _run(self, batch_size: int) -> training.Run:
+        rate, real = float(self.learning_rate), self.visible == "gaussian"
+        return training.Run(
+            centered(pcd(self.model_, self.n_chains, num_steps=self.n_gibbs_steps)),
+            recipes.gaussian_rbm_optimizer(rate, method=self.optimizer)
+            if real
+            else optax.sgd(rate),
+            batch_size,
+            preprocess=self._kind.preprocess,
+            average=real,
+        )
 
     def _update(self, x: Matrix, batch_size: int, num_steps: int) -> None:
         self.__dict__.pop("_log_z", None)
-        self._state, _ = training.train_steps(
-            self._rule(),
-            self._optimizer(),
-            self._state,
-            x,
-            batch_size,
-            num_steps,
-            preprocess=self._kind.preprocess,
-        )
-
-
-@functools.lru_cache
-def _sgd(learning_rate: float) -> optax.GradientTransformation:
-    # Optimizers compare by identity: one per rate, so that refitting compiles nothing.
-    return optax.sgd(learning_rate)
+        self._state, _ = self._run(batch_size).steps(self._state, x, num_steps)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_sites"))

@@ -5,6 +5,7 @@ from poejax.estimators.common import surrogate
 from poejax.estimators.contrastive import cd, pcd
 from poejax.estimators.discriminative import blend, discriminative
 from poejax.estimators.exact import exact
+from poejax.estimators.losses import from_loss
 from poejax.estimators.missing import Incomplete, imputed
 from poejax.estimators.neighbours import (
     minimum_probability_flow,
@@ -23,6 +24,7 @@ __all__ = [
     "denoising_score_matching",
     "discriminative",
     "exact",
+    "from_loss",
     "imputed",
     "minimum_probability_flow",
     "pcd",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax.estimators.common import mean_of_rows, own_estimator
+from poejax.estimators.common import Rule, mean_of_rows, own_model
 from poejax.experts._forms import Bank
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Params, PyTree
@@ -24,11 +24,10 @@ class CenteredState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Centered:
+class Centered(Rule):
     """Wraps an estimator; build with `centered`."""
 
     estimator: Estimator
-    model: Product
     decay: float
     bias: str | None
 
@@ -79,7 +78,10 @@ class Centered:
 
 
 def centered(
-    estimator: Estimator, model: Product, decay: float = 0.99, hidden_offsets: bool = True
+    estimator: Estimator,
+    model: Product | None = None,
+    decay: float = 0.99,
+    hidden_offsets: bool = True,
 ) -> Centered:
     """Centre the gradient of every hidden bank, whatever estimator it comes from.
 
@@ -93,7 +95,8 @@ def centered(
 
     Args:
       estimator: the estimator to wrap, e.g. `pcd(model, 100)`.
-      model: a product with at least one HiddenBank, and a Bias to take up W λ.
+      model: its product, which need not be named again: one with at least one HiddenBank, and a
+        Bias to take up W λ.
       decay: share of the old offset kept at each update, in [0, 1).
       hidden_offsets: False centres the visible units only, which needs no Bias.
 
@@ -108,7 +111,7 @@ def centered(
     Source: Montavon & Müller (2012); Melchior, Fischer & Wiskott (2016), Algorithm 1.
     """
     _checks.fraction("decay", decay)
-    own_estimator("estimator", model, estimator)
+    model = own_model("estimator", estimator, model)
     for name, expert in model.items:
         if expert.parts:
             raise ValueError(
@@ -123,4 +126,4 @@ def centered(
             "centered: expected a Bias expert to take up the hidden offsets, got "
             f"{list(model.experts)}; pass hidden_offsets=False to centre the visible units only"
         )
-    return Centered(estimator, model, decay, bias if hidden_offsets else None)
+    return Centered(model, estimator, decay, bias if hidden_offsets else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,24 @@ import jax.numpy as jnp
 from poejax import _checks, chains
 from poejax.kernels import block_gibbs
 from poejax.product import Product
-from poejax.types import Array, Estimator, EstimatorInfo, Event, Kernel, Params, PyTree, Weighted
+from poejax.types import Array, EstimatorInfo, Event, Kernel, Params, PyTree, Weighted
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What an estimator is whose rows are events of its model, and that carries nothing along."""
+
+    model: Product
+
+    @property
+    def check_data(self) -> Callable[[str, Any], None] | None:
+        """None: the rows are events."""
+        return None
+
+    def init(self, rng_key: Array, params: Params, data: Event) -> Any:
+        """Return the empty state."""
+        del rng_key, params, data
+        return ()
 
 
 def mean_log_density(model: Product, params: Params, x: Event) -> Array:
@@ -48,18 +66,22 @@ def own_kernel(model: Product, kernel: Kernel | None) -> Kernel:
     return kernel
 
 
-def own_estimator(name: str, model: Product, estimator: Any) -> Estimator:
-    """Return `estimator` if it estimates gradients for `model`, from complete events."""
+def own_model(name: str, estimator: Any, model: Product | None = None) -> Product:
+    """Return the model of an estimator for complete events, which `model` may name again."""
     if isinstance(estimator, type) or not hasattr(estimator, "grad"):
         raise TypeError(f"{name}: expected an estimator such as pcd(model, 100), got {estimator!r}")
-    if hasattr(estimator, "check_data"):
+    if _checks.own_rows(estimator) is not None:
         raise ValueError(
             f"{name}: expected an estimator for complete events; put `imputed` outside"
         )
-    _checks.model("model", model)
-    if (found := getattr(estimator, "model", model)) != model:
-        raise ValueError(f"{name}: expected an estimator of {model}, got one of {found}")
-    return estimator
+    found = _checks.learned_model(estimator)
+    wanted = found if model is None else model
+    if wanted is None:
+        raise ValueError(f"{name}: expected an estimator of a model, got one that names none")
+    _checks.model("model", wanted)
+    if found is not None and found != wanted:
+        raise ValueError(f"{name}: expected an estimator of {wanted}, got one of {found}")
+    return wanted
 
 
 def advance(rng_key: Array, kernel: Kernel, params: Params, states: Any, num_steps: int) -> Any:

@@ -9,23 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks, chains
-from poejax.estimators.common import advance, contrast, own_kernel, with_rows
+from poejax.estimators.common import Rule, advance, contrast, own_kernel, with_rows
 from poejax.product import Product
 from poejax.types import Array, EstimatorInfo, Event, Kernel, Params, Weighted
 
 
 @dataclasses.dataclass(frozen=True)
-class ContrastiveDivergence:
+class ContrastiveDivergence(Rule):
     """CD-k: the model's samples are the data after k steps of the kernel. Build with `cd`."""
 
-    model: Product
     kernel: Kernel
     num_steps: int
-
-    def init(self, rng_key: Array, params: Params, data: Event) -> tuple[()]:
-        """Return the empty state: chains start anew at every batch."""
-        del rng_key, params, data
-        return ()
 
     def grad(
         self, rng_key: Array, params: Params, state: tuple[()], batch: Event
@@ -41,10 +35,9 @@ class ContrastiveDivergence:
 
 
 @dataclasses.dataclass(frozen=True)
-class PersistentContrastiveDivergence:
+class PersistentContrastiveDivergence(Rule):
     """PCD-k: the model's samples are chains that go on from update to update. Build with `pcd`."""
 
-    model: Product
     num_chains: int
     kernel: Kernel
     num_steps: int

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax.estimators.common import mean_of_rows, own_estimator
+from poejax.estimators.common import Rule, mean_of_rows, own_model
 from poejax.inference.classify import class_log_probs
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Params
@@ -25,16 +25,10 @@ class ClassInfo(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Discriminative:
+class Discriminative(Rule):
     """Gradient of the mean of -log p(y | x). Build with `discriminative`."""
 
-    model: Product
     label: str
-
-    def init(self, rng_key: Array, params: Params, data: Event) -> tuple[()]:
-        """Return the empty state."""
-        del rng_key, params, data
-        return ()
 
     def grad(
         self, rng_key: Array, params: Params, state: tuple[()], batch: Event
@@ -57,10 +51,9 @@ class Discriminative:
 
 
 @dataclasses.dataclass(frozen=True)
-class Blend:
+class Blend(Rule):
     """Weighted sum of the gradients of several estimators. Build with `blend`."""
 
-    model: Product
     terms: tuple[tuple[str, Estimator, float], ...]
 
     def init(self, rng_key: Array, params: Params, data: Event) -> dict[str, Any]:
@@ -127,7 +120,7 @@ def blend(model: Product, **terms: tuple[Estimator, float]) -> Blend:
     for name, term in terms.items():
         if not (isinstance(term, tuple) and len(term) == 2):
             raise TypeError(f"{name}: expected (estimator, weight), got {term!r}")
-        own_estimator(name, model, term[0])
+        own_model(name, term[0], model)
         if not _checks.is_real(term[1]) or not math.isfinite(term[1]):
             raise ValueError(f"{name}: expected a finite weight, got {term[1]!r}")
     return Blend(model, tuple((n, estimator, float(w)) for n, (estimator, w) in terms.items()))

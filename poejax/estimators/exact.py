@@ -8,21 +8,14 @@ import jax
 
 from poejax import _checks
 from poejax import exact as enumeration
-from poejax.estimators.common import mean_log_density
+from poejax.estimators.common import Rule, mean_log_density
 from poejax.product import Product
 from poejax.types import Array, EstimatorInfo, Event, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Exact:
+class Exact(Rule):
     """Gradient of the exact mean negative log-likelihood. Build with `exact`."""
-
-    model: Product
-
-    def init(self, rng_key: Array, params: Params, data: Event) -> tuple[()]:
-        """Return the empty state."""
-        del rng_key, params, data
-        return ()
 
     def grad(
         self, rng_key: Array, params: Params, state: tuple[()], batch: Event

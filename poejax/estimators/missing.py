@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from poejax import _border, _checks, chains
-from poejax.estimators.common import advance, own_estimator, own_kernel
+from poejax.estimators.common import Rule, advance, own_kernel, own_model
 from poejax.inference.posterior import check_observed, check_shapes
 from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Kernel, Params, PyTree, Weighted
@@ -26,11 +26,10 @@ class Incomplete(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Imputed:
+class Imputed(Rule):
     """Completes each batch by clamped chains, for another estimator. Build with `imputed`."""
 
     estimator: Estimator
-    model: Product
     kernel: Kernel
     num_steps: int
 
@@ -81,7 +80,10 @@ class Imputed:
 
 
 def imputed(
-    estimator: Estimator, model: Product, kernel: Kernel | None = None, num_steps: int = 10
+    estimator: Estimator,
+    model: Product | None = None,
+    kernel: Kernel | None = None,
+    num_steps: int = 10,
 ) -> Imputed:
     """Learn from events with missing sites, each row with a mask of its own.
 
@@ -93,7 +95,7 @@ def imputed(
 
     Args:
       estimator: where the gradient for complete events comes from, e.g. `pcd(model, 100)`.
-      model: the product.
+      model: its product, which need not be named again.
       kernel: transition kernel of the clamped chains; block Gibbs when None.
       num_steps: their steps per batch, from a random start at the missing sites.
 
@@ -109,5 +111,5 @@ def imputed(
     approach; Younes (1989) for the stochastic gradient.
     """
     num_steps = _checks.positive_int("num_steps", num_steps)
-    own_estimator("estimator", model, estimator)
-    return Imputed(estimator, model, own_kernel(model, kernel), num_steps)
+    model = own_model("estimator", estimator, model)
+    return Imputed(model, estimator, own_kernel(model, kernel), num_steps)

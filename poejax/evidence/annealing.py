@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from poejax import _border, _checks, chains, propriety
 from poejax._numerics import add
+from poejax.chains import ModelKernel
 from poejax.evidence import weights
 from poejax.evidence.base import Base
 from poejax.evidence.paths import (
@@ -24,7 +25,7 @@ from poejax.evidence.paths import (
 )
 from poejax.kernels.binding import bound_to
 from poejax.product import Product, split_coordinates
-from poejax.types import Array, Event, Kernel, ModelKernel, Params
+from poejax.types import Array, Event, Kernel, Params
 
 
 class LogZ(NamedTuple):

@@ -12,11 +12,12 @@ import numpy as np
 
 from poejax import _border, _checks, chains, propriety
 from poejax._numerics import add, at_least_float32
+from poejax.chains import ModelKernel
 from poejax.experts import Bias
 from poejax.inference.noise import Noise
 from poejax.kernels.binding import bound_to
 from poejax.product import Product, product, split_coordinates
-from poejax.types import Array, Event, Kernel, ModelKernel, Params, PyTree
+from poejax.types import Array, Event, Kernel, Params, PyTree
 
 
 class Posterior(NamedTuple):

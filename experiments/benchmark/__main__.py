@@ -1,0 +1,5 @@
+"""The command line."""
+
+from experiments.benchmark import main
+
+raise SystemExit(main())

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from experiments.classification import main
+
+raise SystemExit(main())

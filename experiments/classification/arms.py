@@ -1,0 +1,203 @@
+"""The ways to classify with an RBM that the study compares, each a function of one seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import poejax as pj
+from experiments.lab import logistic, supervised
+from experiments.lab.supervised import NUM_CLASSES, Examples, decayed
+from poejax import datasets, nn, stacks, training
+from poejax.types import Array, Event, Params
+
+Report = Callable[[dict[str, str]], None]
+"""Called after each epoch with live figures."""
+
+
+def train_rbm(
+    rng_key: Array,
+    images: Array,
+    num_hidden: int,
+    num_epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    report: Report,
+) -> nn.Layer:
+    """Train an RBM on uint8 images [N, D] by centred CD-1, bits drawn anew for every batch."""
+    num_rows, num_visible = images.shape
+    model = pj.models.rbm(num_visible, num_hidden)
+    per_epoch = num_rows // batch_size
+    run = training.Run(
+        pj.estimators.centered(pj.estimators.cd(model)),
+        optax.sgd(decayed(learning_rate, num_epochs * per_epoch)),
+        batch_size,
+        preprocess=datasets.stochastic,
+        average=True,
+    )
+    params_key, train_key = jax.random.split(rng_key)
+    params = model.init_from(params_key, datasets.stochastic(params_key, images))
+
+    def show(state: training.TrainState, metrics: training.Metrics) -> None:
+        report({"|grad|": f"{float(metrics.grad_norm.mean()):.2f}"})
+
+    state = run.init(train_key, images, params)
+    state, _ = run.steps(state, images, num_epochs * per_epoch, show, per_epoch)
+    assert state.average is not None
+    return model, state.average
+
+
+def regress_on_features(
+    layer: nn.Layer,
+    data: dict[str, Examples],
+    penalties: tuple[float, ...],
+    num_steps: int,
+    report: Report,
+) -> dict[str, float]:
+    """Multinomial logistic regression on the frozen, standardised features of an RBM.
+
+    The penalty, penalty / 2 · |w|², is the one with the fewest errors on the validation split; each
+    starts where the larger one before it ended.
+    """
+    x = {
+        name: np.asarray(stacks.features([layer], supervised.scaled(d.images)))
+        for name, d in data.items()
+    }
+    mean, scale = x["train"].mean(axis=0), np.maximum(x["train"].std(axis=0), 1e-2)
+    x = {name: (value - mean) / scale for name, value in x.items()}
+    labels = {name: np.asarray(d.labels) for name, d in data.items()}
+    best: dict[str, float] = {}
+    for penalty, model in logistic.path(x["train"], labels["train"], penalties, num_steps):
+        found = {"penalty": penalty}
+        for name in ("validation", "test"):
+            found[f"{name}_error"] = float(np.mean(model.predict(x[name]) != labels[name]))
+        if not best or found["validation_error"] < best["validation_error"]:
+            best = found
+        report({"validation error": f"{found['validation_error']:.2%}"})
+    return best
+
+
+def fine_tune(
+    rng_key: Array,
+    network: nn.Classifier,
+    data: dict[str, Examples],
+    learning_rate: float,
+    report: Report,
+    **options: Any,
+) -> dict[str, float]:
+    """Train all of a network, and keep the epoch with the fewest errors on the validation split."""
+    graph, params = nnx.split(network)
+    trainer = supervised.Trainer(graph, **options)
+    fit = trainer.start(rng_key, params, learning_rate, data["train"])
+    for _ in range(trainer.num_epochs):
+        fit, loss = trainer.epoch(fit, data["train"], data["validation"])
+        best = int(fit.score) / len(data["validation"].labels)
+        report({"loss": f"{float(loss):.4f}", "validation error": f"{best:.2%}"})
+    return {
+        "validation_error": float(supervised.error_rate(graph, fit.best, data["validation"])),
+        "test_error": float(supervised.error_rate(graph, fit.best, data["test"])),
+        "epoch": int(fit.best_epoch) + 1,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class NoisyBits:
+    """Inputs of a training batch: bits drawn from the intensities, some set to 0."""
+
+    dropped: float
+    """Probability that a pixel is set to 0; the others are scaled to keep the mean."""
+
+    def __call__(self, rng_key: Array, images: Array) -> Array:
+        """Draw inputs [B, D] for uint8 images [B, D]."""
+        bits_key, keep_key = jax.random.split(rng_key)
+        bits = datasets.stochastic(bits_key, images)
+        if not self.dropped:
+            return bits
+        keep = jax.random.bernoulli(keep_key, 1 - self.dropped, images.shape)
+        return jnp.where(keep, bits / (1 - self.dropped), 0)
+
+
+def classification_rbm(num_pixels: int, num_hidden: int) -> pj.Product:
+    """Build p(image, label) ∝ exp(aᵀx + dᵀy) Π_j [1 + exp(w_jᵀx + u_jᵀy + b_j)]."""
+    visible = pj.units.Joint(
+        image=pj.units.Bernoulli(num_pixels), label=pj.units.Categorical(1, NUM_CLASSES)
+    )
+    hidden = pj.experts.HiddenBank(visible, pj.units.Bernoulli(num_hidden))
+    return pj.product(visible, bias=pj.experts.Bias(visible), hidden=hidden)
+
+
+def label_rule(
+    model: pj.Product, discriminative: float, generative: float, num_chains: int
+) -> pj.types.Estimator:
+    """Weigh -log p(y | x) against -log p(x, y), the latter by PCD; returns an estimator."""
+    terms: dict[str, tuple[pj.types.Estimator, float]] = {
+        "discriminative": (pj.estimators.discriminative(model), discriminative),
+        "generative": (pj.estimators.pcd(model, num_chains), generative),
+    }
+    used = {name: term for name, term in terms.items() if term[1]}
+    return pj.estimators.blend(model, **used)
+
+
+def train_classification_rbm(
+    rng_key: Array,
+    estimator: pj.types.Estimator,
+    make_tx: Callable[[optax.Schedule], optax.GradientTransformation],
+    learning_rate: float,
+    data: dict[str, Examples],
+    num_epochs: int,
+    batch_size: int,
+    report: Report,
+) -> dict[str, float]:
+    """Train a joint model of images and labels; keep the epoch that validates best.
+
+    Trained on bits, drawn anew for every batch. Images are classified by p(y | x) at their
+    intensities, as Larochelle & Bengio (2008) did.
+    """
+    rows = as_events(data["train"])
+    model, per_epoch = estimator.model, len(data["train"].labels) // batch_size
+    params_key, train_key = jax.random.split(rng_key)
+    params = model.init_from(params_key, draw_image(params_key, rows))
+    tx = make_tx(decayed(learning_rate, num_epochs * per_epoch))
+    run = training.Run(estimator, tx, batch_size, preprocess=draw_image, average=True)
+    best: dict[str, float] = {}
+
+    def judge(state: training.TrainState, metrics: training.Metrics) -> None:
+        error = float(joint_error_rate(model, state.average, data["validation"]))
+        if not best or error < best["validation_error"]:
+            test = float(joint_error_rate(model, state.average, data["test"]))
+            epoch = int(state.step) // per_epoch
+            best.update(validation_error=error, test_error=test, epoch=epoch)
+        report({"validation error": f"{error:.2%}"})
+
+    run.steps(run.init(train_key, rows, params), rows, num_epochs * per_epoch, judge, per_epoch)
+    return best
+
+
+def as_events(data: Examples) -> dict[str, Array]:
+    """Return intensities and one-hot labels as the rows of a joint model."""
+    return {"image": data.images, "label": jax.nn.one_hot(data.labels, NUM_CLASSES)[:, None]}
+
+
+def draw_image(rng_key: Array, rows: dict[str, Array]) -> Event:
+    """Draw the bits of the images; a `preprocess` for `training`."""
+    return rows | {"image": datasets.stochastic(rng_key, rows["image"])}
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def joint_error_rate(model: pj.Product, params: Params, data: Examples) -> Array:
+    """Return the share of images whose likeliest label given the image is wrong, in [0, 1]."""
+
+    def wrong(example: Examples) -> Array:
+        x = {"image": supervised.scaled(example.images)}
+        scores = pj.inference.class_log_probs(model, params, x)
+        return jnp.argmax(scores) != example.labels
+
+    return jax.lax.map(wrong, data, batch_size=min(500, len(data.labels))).mean()

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from experiments.denoising import main
+
+raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What studies share: runs, folders, data, recipes, scores and figures."""

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from experiments.natural_images import main
+
+raise SystemExit(main())

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from experiments.parts import main
+
+raise SystemExit(main())

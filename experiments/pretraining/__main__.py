@@ -1,0 +1,5 @@
+"""The command line."""
+
+from experiments.pretraining import main
+
+raise SystemExit(main())

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from experiments.ranking import main
+
+raise SystemExit(main())

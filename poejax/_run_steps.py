@@ -1,0 +1,192 @@
+"""What a run does at every step, compiled once for equal runs, and how it ends where it must."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from poejax import _checks, _optimizers, _run_checks
+from poejax._numerics import add
+from poejax.product import split_coordinates
+from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
+
+_MAX_LOG_PRECISION = 46.0  # a spread of 1e-10, as no float32 data near one have
+
+
+class TrainState(NamedTuple):
+    """All that the rest of a run depends on, besides its config and data.
+
+    step: number of updates made, [].
+    average: moving average of the parameters in float32 or wider, None unless asked for.
+    rng_key: the run's key; step keys are folded out of it, so it never changes.
+    average_rest: what is below the average's last digit, lest small updates be lost.
+    """
+
+    step: Array
+    params: Params
+    opt_state: optax.OptState
+    estimator_state: PyTree
+    average: Params | None
+    rng_key: Array
+    average_rest: Params | None = None
+
+
+class Metrics(NamedTuple):
+    """What each step saw, [num_steps] each: the estimator's diagnostics and the gradient's norm."""
+
+    info: PyTree
+    grad_norm: Array
+
+
+class Program(Protocol):
+    """What is compiled: the part of a run that is no data. Hashable by value."""
+
+    @property
+    def estimator(self) -> Estimator: ...
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def preprocess(self) -> _run_checks.Preprocess | None: ...
+
+
+@functools.partial(jax.jit, static_argnames=("program", "num_steps"))
+def scan(
+    program: Program, state: TrainState, data: PyTree, num_steps: int, average_weight: Array
+) -> tuple[TrainState, Metrics, Array]:
+    """Return state and metrics after a number of steps, and what was finite at each, [T, ...]."""
+    estimator, tx, preprocess = program.estimator, program.optimizer, program.preprocess
+    batch_size = program.batch_size
+    _optimizers.check_state(tx, split(state.params)[0], state.opt_state)
+    mean_weight = jnp.mean(data.weights) if isinstance(data, Weighted) else None
+    num_rows = jax.tree.leaves(data)[0].shape[0]
+    steps_per_epoch = num_rows // batch_size
+    order_key, step_key = jax.random.split(state.rng_key)
+
+    def epoch_order(step: Array) -> Array:
+        epoch_key = jax.random.fold_in(order_key, step // steps_per_epoch)
+        return jax.random.permutation(epoch_key, num_rows)
+
+    def body(carry: tuple[TrainState, Array], _: None) -> Any:
+        state, order = carry
+        position = state.step % steps_per_epoch
+        order = jax.lax.cond(position == 0, epoch_order, lambda _: order, state.step)
+        rows = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
+        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
+        preprocess_key, grad_key = jax.random.split(jax.random.fold_in(step_key, state.step))
+        batch = _run_checks.preprocessed(preprocess, preprocess_key, batch)
+        state, metrics, finite = update(
+            estimator, tx, state, grad_key, batch, average_weight, mean_weight
+        )
+        if _run_checks.is_unchecked(estimator, preprocess):
+            finite = jnp.concatenate([_are_finite(batch).all()[None], finite])
+        return (state, order), (metrics, finite)
+
+    start = (state, epoch_order(state.step))
+    (state, _), (metrics, finite) = jax.lax.scan(body, start, length=num_steps)
+    return state, metrics, finite
+
+
+def update(
+    estimator: Estimator,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    rng_key: Array,
+    batch: Event,
+    average_weight: Array,
+    mean_weight: Array | None = None,
+) -> tuple[TrainState, Metrics, Array]:
+    """Return state and metrics after one step, and which gradients and parameters are finite."""
+    grads, estimator_state, info = estimator.grad(
+        rng_key, state.params, state.estimator_state, batch
+    )
+    grads, params = split(grads)[0], split(state.params)[0]
+    if mean_weight is not None:
+        # Estimators divide by the weights of their batch, which are more or less than its share.
+        share = jnp.mean(batch.weights) / mean_weight
+        grads = jax.tree.map(lambda g: share * g, grads)
+    # Data in a wider dtype must not change the dtype of the optimizer's state.
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+
+    def loss(params: Params) -> Array:
+        whole = join(params, state.params)
+        return estimator.grad(rng_key, whole, state.estimator_state, batch)[2].loss
+
+    updates, opt_state = _optimizers.update(tx, grads, state.opt_state, params, info, loss)
+    params = optax.apply_updates(params, updates)
+    step = state.step + 1
+    average, rest = state.average, state.average_rest
+    if average is not None:
+        # A fixed weight would remember the initial parameters for 1 / weight steps.
+        weight = jnp.maximum(average_weight, 9 / (10 + step))
+
+        def move(a: Array, rest: Array, p: Array) -> tuple[Array, Array]:
+            return add(a, rest, (weight * ((p - a) - rest)).astype(a.dtype))
+
+        moved = jax.tree.map(move, split(average)[0], rest, params)
+        average, rest = jax.tree.transpose(jax.tree.structure(rest), None, moved)
+        average = join(average, state.params)
+    finite = _are_finite((grads, params))
+    params = join(params, state.params)
+    state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key, rest)
+    return state, Metrics(info, optax.tree.norm(grads)), finite
+
+
+def split(params: Params) -> tuple[Params, PyTree]:
+    """Split off the coordinates of real units, which belong to the data and are not learned."""
+    return split_coordinates(params) if isinstance(params, dict) else (params, {})
+
+
+def join(params: Params, whole: Params) -> Params:
+    """Put the coordinates of `whole` back beside what is learned."""
+    coordinates = split(whole)[1]
+    return params | {"coordinates": coordinates} if coordinates else params
+
+
+def _are_finite(tree: PyTree) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
+
+
+def require_bounded(old: TrainState, new: TrainState) -> None:
+    """Raise where a precision has grown beyond what the spread of data can mean."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(new.params):
+        if getattr(path[-1], "key", None) in ("log_precision", "log_diagonal"):
+            largest = float(jnp.max(leaf))
+            if largest > _MAX_LOG_PRECISION:
+                raise FloatingPointError(
+                    f"parameter params{_checks.leaf_name(path)} has run away by step "
+                    f"{int(new.step)}, to {largest:.3g}: some direction of the data has hardly any "
+                    f"spread; the state passed in (step {int(old.step)}) is the last good one. "
+                    "Start from model.init_from, drop what depends on other columns, or try a "
+                    "smaller learning rate."
+                )
+
+
+def require_finite(state: TrainState, finite: np.ndarray) -> None:
+    """Raise for the first leaf that was not finite, of those that `scan` watched from `state`."""
+    if finite.all():
+        return
+    step, leaf = np.argwhere(~finite)[0].tolist()
+    paths = jax.tree_util.tree_leaves_with_path({"gradient": split(state.params)[0]})
+    paths += jax.tree_util.tree_leaves_with_path({"parameter": split(state.params)[0]})
+    number = int(state.step) + step + 1
+    # Events come first, where they are watched: the rest follows from them.
+    num_watched = finite.shape[1] - len(paths)
+    if leaf < num_watched:
+        raise ValueError(f"preprocess(data): expected finite events, got others at step {number}")
+    kind, *rest = paths[leaf - num_watched][0]
+    name = f"{kind.key} params{_checks.leaf_name(rest)}"
+    raise FloatingPointError(
+        f"{name} is not finite at step {number}; the state passed in "
+        f"(step {int(state.step)}) is the last good one. Try a smaller learning rate or gradient "
+        "clipping."
+    )
