@@ -15,7 +15,6 @@ Writes to the working directory: three_families.png, results.json.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import time
 from pathlib import Path
@@ -32,7 +31,7 @@ from experiments.lab import runs, tables
 from experiments.lab.plane import NUM_NODES, TARGETS, Target, nodes
 from experiments.three_families.report import draw_votes
 from poejax import chains, training
-from poejax.types import Array, Event, Kernel, Params
+from poejax.types import Array, Event, Params
 
 
 @dataclasses.dataclass(frozen=True)
