@@ -116,3 +116,9 @@ def run_python(code: str, *args: object, devices: int = 1) -> str:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def truncate(folder: Path) -> None:
+    """Cut off the second half of what orbax wrote."""
+    file = array_file(folder)
+    file.write_bytes(file.read_bytes()[: file_size(file) // 2])

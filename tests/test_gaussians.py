@@ -339,37 +339,3 @@ def test_samples_follow_the_density(kind):
     for draws in wrong:
         z = moment_scores(draws, mean, precision)
         assert np.abs(z).max() > reference.z_threshold(z.size)
-
-
-def test_the_expansion_is_the_product_of_the_mixtures():
-    rng = np.random.default_rng(0)
-    log_weights, means = rng.normal(size=(2, D, K))
-    precisions = np.exp(rng.normal(size=(D, K)))
-    expanded = gaussians.expand_axis_aligned(log_weights, means, precisions)
-    assert [leaf.shape for leaf in expanded] == [(K**D,), (K**D, D), (K**D, D)]
-    x = rng.normal(size=(50, D))
-
-    components = stats.norm.logpdf(x[:, :, None], means, precisions**-0.5)
-    expected = special.logsumexp(log_weights + components, axis=2).sum(axis=1)
-    log_prob = jax.vmap(jax.vmap(gaussians.log_prob, (0, 0, None)), (None, None, 0))
-    found = jax.nn.logsumexp(
-        expanded.log_weights + log_prob(expanded.means, expanded.precisions, x), axis=1
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    log_z = special.logsumexp(log_weights, axis=1).sum()
-    np.testing.assert_allclose(jax.nn.logsumexp(expanded.log_weights), log_z, rtol=1e-5)
-    for m, choice in enumerate(itertools.product(range(K), repeat=D)):
-        np.testing.assert_allclose(expanded.means[m], means[range(D), choice], rtol=1e-6)
-
-
-def test_the_expansion_is_refused_when_large_or_malformed():
-    ones = np.ones((17, 2))
-    with pytest.raises(ValueError, match=r"at most 65536 components, got 2\^17 = 131072"):
-        gaussians.expand_axis_aligned(ones, ones, ones)
-    assert gaussians.expand_axis_aligned(*[ones[:16]] * 3).means.shape == (2**16, 16)
-    # One component per coordinate stays one component, for any number of coordinates.
-    assert gaussians.expand_axis_aligned(*[np.ones((100, 1))] * 3).means.shape == (1, 100)
-    with pytest.raises(ValueError, match="means: expected shape"):
-        gaussians.expand_axis_aligned(ones, ones[:1], ones)
-    with pytest.raises(ValueError, match="log_weights: expected a non-empty"):
-        gaussians.expand_axis_aligned(ones[0], ones[0], ones[0])

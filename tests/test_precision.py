@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import reference
 
 import poejax as pj
+from poejax import units
+from poejax.experts import HiddenBank
 
 VISIBLE = pj.units.Bernoulli(16)
 LOW = pj.experts.HiddenBank(VISIBLE, pj.units.Bernoulli(8), compute_dtype="bfloat16")
@@ -54,3 +60,37 @@ def test_densities_of_low_precision_parameters_are_summed_in_float32(dtype):
     found = model.log_density(low, x.astype(dtype))
     assert found.dtype == jnp.float32
     assert abs(float(found) - float(model.log_density(wide, x.astype(float)))) < 1e-3
+
+
+def test_rare_events_are_not_drawn_in_the_compute_dtype():
+    # Drawn in bfloat16, p = 0.001 would come up as 0.0078.
+    p, draws = 1e-3, 2**20
+    bank = HiddenBank(units.Bernoulli(1), units.Bernoulli(1), compute_dtype="bfloat16")
+    logit = math.log(p / (1 - p))
+    params = {"w": jnp.full((1, 1), -7.0), "b": jnp.array([logit + 7.0])}
+    keys = jax.random.split(jax.random.key(11), draws)
+    x = jnp.ones(1, jnp.bfloat16)
+    z = jax.jit(jax.vmap(bank.sample_latent, in_axes=(0, None, None)))(keys, params, x)
+    score = (np.asarray(z, float).mean() - p) / math.sqrt(p * (1 - p) / draws)
+    assert abs(score) < reference.z_threshold(1)
+
+
+def test_a_low_compute_dtype_only_rounds_the_factors_of_the_products():
+    # With weights that bfloat16 holds exactly, nothing else may differ from the float32 bank.
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.integers(-64, 64, size=(40, 30)) / 32, jnp.float32)
+    params = {"w": w, "b": jnp.asarray(rng.normal(size=30), jnp.float32)}
+    low, full = (
+        HiddenBank(units.Bernoulli(40), units.Bernoulli(30), compute_dtype=dtype)
+        for dtype in ("bfloat16", None)
+    )
+    x = jnp.asarray(rng.integers(0, 2, size=40), jnp.float32)
+    z = jnp.asarray(rng.integers(0, 2, size=30), jnp.float32)
+    for found, expected in (
+        (low.log_factors(params, x), full.log_factors(params, x)),
+        (low.latent_mean(params, x), full.latent_mean(params, x)),
+        (low.visible_field(params, z), full.visible_field(params, z)),
+        (low.log_joint(params, x, z), full.log_joint(params, x, z)),
+    ):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
