@@ -26,10 +26,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-Pixels, Shape = npt.NDArray[np.float32], tuple[int, int]
+Pixels = npt.NDArray[np.float32]
+Shape = tuple[int, int]
 
-_DPI = 150
-_TILE, _WIDEST = 0.5, 12.0  # inches: the side of one image, and the most that a mosaic may take
+_DPI, _TILE, _WIDEST = 150, 0.5, 12.0  # inches: one image, and the most that a mosaic may take
 _FEW_VALUES, _MOST_PAIRS = 12, 20_000  # with a bar each; beyond which some are left out
 _GAP, _WIDE_GAP = 3, 18  # dots between images, and between blocks of images
 _GAP_COLOUR = (0.62, 0.68, 0.75)  # neither grey nor on the diverging map: never read as data
