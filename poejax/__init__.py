@@ -1,4 +1,4 @@
-"""Products of experts in JAX: p(x) = (1/Z) Π_k g_k(x | θ_k)."""
+"""Products of experts in JAX: p(x) = (1/Z) Π_k f_k(x | θ_k)."""
 
 from __future__ import annotations
 

@@ -42,9 +42,6 @@ class ChainState(NamedTuple):
     clamp: PyTree = None
 
 
-GibbsState: TypeAlias = ChainState
-
-
 class GibbsInfo(NamedTuple):
     """What a sweep leaves behind: the latents that generated the new visible event."""
 

@@ -171,12 +171,12 @@ def test_clamps_are_shared_or_one_per_chain():
             r"rng_key: expected one key, got keys of shape \(2,\)",
         ),
         (
-            {"states": pj.types.GibbsState(jnp.zeros((0, SIZE)))},
+            {"states": pj.types.ChainState(jnp.zeros((0, SIZE)))},
             ValueError,
             "states: expected at least one row, got an empty batch",
         ),
         (
-            {"states": pj.types.GibbsState(jnp.zeros((2, SIZE)), jnp.zeros((3, SIZE), bool))},
+            {"states": pj.types.ChainState(jnp.zeros((2, SIZE)), jnp.zeros((3, SIZE), bool))},
             ValueError,
             "states: expected arrays with one common leading axis",
         ),

@@ -84,7 +84,7 @@ def test_pcd_is_unbiased_at_equilibrium(random_params):
     estimator = pj.estimators.pcd(MODEL, 8, num_steps=2)
 
     def chains(key):
-        return pj.types.GibbsState(exact_samples(key, MODEL, params, 8))
+        return pj.types.ChainState(exact_samples(key, MODEL, params, 8))
 
     expected = flat(exact_nll_grad(MODEL, params, BARS))
     scores = z_scores(MODEL, params, estimator, chains, expected)
@@ -93,7 +93,7 @@ def test_pcd_is_unbiased_at_equilibrium(random_params):
     hot = jax.tree.map(lambda leaf: 2 * leaf, params)
 
     def wrong(key):
-        return pj.types.GibbsState(exact_samples(key, MODEL, hot, 8))
+        return pj.types.ChainState(exact_samples(key, MODEL, hot, 8))
 
     assert np.abs(z_scores(MODEL, params, estimator, wrong, expected)).max() > bonferroni(
         scores.size

@@ -193,7 +193,7 @@ def test_gibbs_sampling_leaves_a_rectified_bank_invariant():
     p = pj.exact.probabilities(model, params)
     index = jax.random.categorical(jax.random.key(1), jnp.log(p), shape=(NUM_DRAWS,))
     kernel = pj.kernels.block_gibbs(model)
-    states = pj.types.GibbsState(jax.vmap(visible.state_at)(index))
+    states = pj.types.ChainState(jax.vmap(visible.state_at)(index))
     states, _ = pj.chains.run(jax.random.key(2), kernel, params, states, 3)
     found = np.asarray(states.x @ 2 ** jnp.arange(4), int)
     z = reference.count_z_scores(np.bincount(found, minlength=16), p)

@@ -18,10 +18,15 @@ from poejax.types import Array, Event, Field, Params, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Unit(abc.ABC):
-    """A block of units that are independent given their field.
+    """A block of units, an exponential family.
 
     p(x | field) = h(x) exp(<field, t(x)> - A(field)). Instances hold sizes only; they hash and
     compare by value. Every method takes one event; use `jax.vmap` for batches.
+
+    A unit of one's own states what is abstract here, and what more it can: its values, if they are
+    few, open Gibbs with gradients, pseudo-likelihood and the like to it; `reach` and `bank_tails`
+    tell whether products over it, and banks of it, can be normalised. What it does not state is
+    refused, by name, where it is needed.
     """
 
     @property
