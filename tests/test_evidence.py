@@ -9,6 +9,7 @@ import pytest
 
 import poejax as pj
 from poejax import evidence
+from poejax.evidence.annealing import _ais_steps
 
 RBM = pj.models.rbm(10, 6)
 BETAS = evidence.linear_betas(200)
@@ -137,13 +138,10 @@ def test_one_matmul_pair_per_chain_step(random_params):
     params = random_params(RBM)
     base = evidence.base_rate(RBM, RBM.visible.states())
     state = evidence.ais_init(jax.random.key(0), RBM, params, base, BETAS, 64)
-    text = (
-        evidence.annealing._ais_steps.lower(
-            state, RBM, params, base, BETAS, 10, pj.kernels.block_gibbs
-        )
-        .compile()
-        .as_text()
-    )
+    path = pj.product(RBM.visible, base=base.model, target=RBM)
+    kernel = pj.kernels.block_gibbs(path)
+    lowered = _ais_steps.lower(state, RBM, params, base, BETAS, 10, kernel)
+    text = lowered.compile().as_text()
     products = [line for line in text.splitlines() if " dot(" in line or "onednn$matmul" in line]
     assert len(products) == 2, products
 
