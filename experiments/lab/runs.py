@@ -110,6 +110,7 @@ def parse(
             # A path of no characters would be the current folder.
             option = (arg or args[i - 1]).strip("-=").replace("-", "_")
             raise ValueError(f"{option}: expected a value, got an empty one")
+    description += f"\n\nPresets: {', '.join(presets)}."
     if preset not in presets:
         raise ValueError(f"preset: expected one of {', '.join(presets)}, got {preset}")
     config = _parse(presets[preset], description, args)
@@ -126,6 +127,7 @@ def parse(
 def _parse(default: ConfigT, description: str, args: list[str]) -> ConfigT:
     config = tyro.cli(
         type(default),
+        prog="python -m " + ".".join(type(default).__module__.split(".")[:2]),
         default=default,
         args=args,
         description=description,

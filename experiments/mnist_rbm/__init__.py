@@ -231,7 +231,10 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         "steps": int(state.step),
         "training_seconds": seconds,
         "examples_per_second": int(state.step) * config.batch_size / seconds,
+        "seconds": seconds + results["evaluation_seconds"],
         "machine": runs.machine(),
+        "date": time.strftime("%Y-%m-%d"),
+        "config": runs.jsonable(config),
     }
     if description:
         results["data"] = description
