@@ -265,7 +265,8 @@ class RBM(Learner, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def _weights(self, X: Any, sample_weight: npt.ArrayLike | None) -> Matrix | None:
         if sample_weight is None:
             return None
-        if np.ndim(sample_weight) == 1 and not np.any(sample_weight):
+        given = np.asarray(sample_weight)
+        if given.ndim == 1 and not given.any():
             raise ValueError("sample_weight: expected some weight above zero, got zeros")
         return np.asarray(
             _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
