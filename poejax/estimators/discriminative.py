@@ -92,6 +92,7 @@ def discriminative(model: Product, label: str = "label") -> Discriminative:
     Source: Larochelle & Bengio (2008), Classification using discriminative restricted Boltzmann
     machines.
     """
+    _checks.model("model", model)
     label_unit(model.visible, label)
     return Discriminative(model, label)
 
