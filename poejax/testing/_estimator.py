@@ -68,7 +68,7 @@ def check_estimator(
     """
     _checks.rng_key("rng_key", rng_key)
     _checks.positive_int("num_draws", num_draws)
-    model = estimator.model if model is None else model  # type: ignore[attr-defined]
+    model = estimator.model if model is None else model
     init_key, noise_key, data_key, run_key = jax.random.split(rng_key, 4)
     if params is None:
         params = noisy(noise_key, model.init(init_key), 0.5)

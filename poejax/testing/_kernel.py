@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks, exact
+from poejax._numerics import as_float
 from poejax.product import Product
 from poejax.propriety import require_proper
 from poejax.testing._laws import (
@@ -24,7 +25,6 @@ from poejax.testing._laws import (
 from poejax.testing._points import MAX_STATES
 from poejax.testing._unit import every_other, held
 from poejax.types import Array, Event, Kernel, Params, PyTree
-from poejax.units.base import as_float
 
 
 def check_kernel(
