@@ -21,7 +21,7 @@ from poejax.testing._laws import (
 )
 from poejax.testing._points import MAX_STATES, grid, whole_numbers
 from poejax.types import Array, Event, Params, PyTree
-from poejax.units import Joint, Unit
+from poejax.units import Unit
 
 _BETA = 0.37
 
@@ -189,9 +189,7 @@ def _grids(unit: Unit, params: PyTree, draws: PyTree) -> Any:
 
 def every_other(unit: Unit) -> PyTree:
     """A mask of every other site, counted within each block."""
-    if isinstance(unit, Joint):
-        return {name: every_other(block) for name, block in unit.items}
-    return jnp.arange(unit.num_sites) % 2 == 0
+    return unit.each_block(lambda block: jnp.arange(block.num_sites) % 2 == 0)
 
 
 def held(mask: PyTree, x: Event) -> Event:
