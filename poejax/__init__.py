@@ -22,7 +22,7 @@ from poejax import (
     types,
     units,
 )
-from poejax.product import Product, product
+from poejax._product import Product, product
 
 if TYPE_CHECKING:
     from poejax import (

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _border, _checks, _optimizers
-from poejax.estimators.missing import Incomplete
-from poejax.product import Product
+from poejax._product import Product
+from poejax.estimators._missing import Incomplete
 from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
 from poejax.units import Unit
 

@@ -12,7 +12,7 @@ import optax
 
 from poejax import _checks, _optimizers, _run_checks
 from poejax._numerics import add
-from poejax.product import split_coordinates
+from poejax._product import split_coordinates
 from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
 
 _MAX_LOG_PRECISION = 46.0  # a spread of 1e-10, as no float32 data near one have

@@ -12,8 +12,21 @@ import jax.numpy as jnp
 
 from poejax import _border, _checks, propriety
 from poejax._numerics import add
-from poejax.product import Product
+from poejax._product import Product
 from poejax.types import Array, Event, Kernel, Params, PyTree
+
+__all__ = [
+    "History",
+    "ModelKernel",
+    "Moments",
+    "MomentsResult",
+    "ObserveFn",
+    "Observer",
+    "chain_keys",
+    "init",
+    "run",
+    "step_all",
+]
 
 
 class ModelKernel(Kernel, Protocol):

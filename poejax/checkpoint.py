@@ -25,6 +25,18 @@ from poejax import _checks, _folders, _leaves
 from poejax._folders import CheckpointError, PathLike
 from poejax.types import Params, PyTree
 
+__all__ = [
+    "CheckpointError",
+    "all_steps",
+    "best_step",
+    "latest_step",
+    "load_config",
+    "load_params",
+    "restore",
+    "save",
+    "save_params",
+]
+
 
 def save(
     directory: PathLike,

@@ -11,10 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks, models
+from poejax._product import Product, product
 from poejax.experts import Bias, HiddenBank
-from poejax.product import Product, product
 from poejax.types import Params
 from poejax.units import Bernoulli, Categorical
+
+__all__ = [
+    "from_bernoulli_rbm",
+    "load_rbms",
+]
 
 
 def from_bernoulli_rbm(estimator: Any) -> tuple[Product, Params]:

@@ -9,9 +9,15 @@ import jax.numpy as jnp
 
 from poejax import _checks
 from poejax._numerics import as_float
-from poejax.product import Product
+from poejax._product import Product
 from poejax.types import Array, Event, Params
 from poejax.units import Unit
+
+__all__ = [
+    "check_sites",
+    "neighbour_log_ratios",
+    "pseudo_log_likelihood",
+]
 
 
 def pseudo_log_likelihood(

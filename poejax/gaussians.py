@@ -14,6 +14,14 @@ from poejax import _gaussian_forms as forms
 from poejax._gaussian_forms import GaussianProduct
 from poejax.types import Array
 
+__all__ = [
+    "ExpandedMixture",
+    "expand_axis_aligned",
+    "log_prob",
+    "product",
+    "sample",
+]
+
 _MAX_EXPANSION = 2**16
 
 

@@ -8,10 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _border, _checks
+from poejax._product import Product, product
 from poejax.experts import Bias, HiddenBank
-from poejax.product import Product, product
 from poejax.types import Array, Params
 from poejax.units import Bernoulli, GaussianDiag
+
+__all__ = [
+    "gaussian_rbm",
+    "rbm",
+    "rbm_from_log_probs",
+]
 
 
 def rbm(num_visible: int, num_hidden: int, visible_bias: bool = True) -> Product:

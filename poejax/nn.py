@@ -15,12 +15,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from poejax import _checks
-from poejax.estimators.common import surrogate
+from poejax._product import Product
+from poejax.estimators._common import surrogate
 from poejax.experts import HiddenBank
-from poejax.product import Product
 from poejax.stacks import Layer
 from poejax.types import Array, Event, Params
 from poejax.units import Bernoulli
+
+__all__ = [
+    "Classifier",
+    "Features",
+    "LinenProduct",
+    "ProductModule",
+]
 
 _GLOROT = nnx.initializers.glorot_uniform()
 

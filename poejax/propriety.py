@@ -8,10 +8,19 @@ import numpy as np
 
 from poejax import _checks
 from poejax import tails as tails_of
+from poejax._product import Product
 from poejax._strength import PARALLEL, Undecided, null_space, weak_subspace
-from poejax.product import Product
 from poejax.tails import Reach, Tails
 from poejax.types import Params
+
+__all__ = [
+    "Propriety",
+    "classify",
+    "require_proper",
+    "sees",
+    "total_tails",
+    "uncovered",
+]
 
 _MARGIN = 1e-6  # quadratic growth must stay below decay by this fraction
 _ASCENTS, _STARTS = 50, 16

@@ -13,10 +13,26 @@ import numpy.typing as npt
 import optax
 
 from poejax import _border, _checks, evidence, exact, models, training
+from poejax._product import Product, log_densities, product, split_coordinates
 from poejax.estimators import centered, pcd
 from poejax.experts import Bias
-from poejax.product import Product, log_densities, product, split_coordinates
 from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
+
+__all__ = [
+    "OPTIMIZERS",
+    "GaussianFit",
+    "Matrix",
+    "are_repetitions",
+    "bound_precision",
+    "distinct",
+    "fit_gaussian_rbm",
+    "gaussian_rbm_log_z",
+    "gaussian_rbm_optimizer",
+    "gaussian_rbm_rule",
+    "gaussian_start",
+    "resampled",
+    "spread_weights",
+]
 
 Matrix = npt.NDArray[np.float64]
 

@@ -18,13 +18,17 @@ from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from poejax import _checks, diagnostics, recipes, stacks
+from poejax._product import Product
 from poejax._sklearn import matrices
 from poejax._sklearn.kinds import KINDS, Reals
 from poejax._sklearn.learning import Learner
 from poejax._sklearn.matrices import Matrix
 from poejax.kernels import block_gibbs
-from poejax.product import Product
 from poejax.types import Array, Params
+
+__all__ = [
+    "RBM",
+]
 
 
 class RBM(Learner, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):

@@ -13,8 +13,15 @@ import optax
 
 from poejax import _border, _checks, _optimizers, inference, models, training
 from poejax._numerics import as_float
-from poejax.product import Product
+from poejax._product import Product
 from poejax.types import Array, Estimator, Params
+
+__all__ = [
+    "Layer",
+    "draw_bits",
+    "features",
+    "fit_greedy",
+]
 
 Layer = tuple[Product, Params]
 """An RBM of a stack and its parameters."""

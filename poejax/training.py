@@ -14,10 +14,10 @@ import optax
 
 from poejax import _border, _by_value, _checks, _optimizers, _run_checks, _run_steps, propriety
 from poejax._numerics import widen
+from poejax._product import Product
 from poejax._run_steps import Metrics as Metrics
 from poejax._run_steps import TrainState as TrainState
 from poejax._run_steps import join, split
-from poejax.product import Product
 from poejax.types import Array, Estimator, Event, Params, PyTree
 
 __all__ = [

@@ -7,6 +7,24 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 
+__all__ = [
+    "Array",
+    "ChainState",
+    "Estimator",
+    "EstimatorInfo",
+    "Event",
+    "Field",
+    "GibbsInfo",
+    "HMCInfo",
+    "Kernel",
+    "Latent",
+    "LossInfo",
+    "MetropolisInfo",
+    "Params",
+    "PyTree",
+    "Weighted",
+]
+
 Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
 Params: TypeAlias = Any

@@ -9,7 +9,7 @@ import pytest
 
 import poejax as pj
 from poejax import evidence
-from poejax.evidence.annealing import _ais_steps
+from poejax.evidence._annealing import _ais_steps
 
 RBM = pj.models.rbm(10, 6)
 BETAS = evidence.linear_betas(200)

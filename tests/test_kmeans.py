@@ -13,7 +13,7 @@ from mixture_cases import KEY, NUM_DRAWS, K, binomial_scores, gaussian_data
 from sklearn.cluster import KMeans
 
 from poejax import mixtures
-from poejax.mixtures import clusters
+from poejax.mixtures import _clusters as clusters
 
 
 def test_seeds_are_drawn_in_proportion_to_the_squared_distance():

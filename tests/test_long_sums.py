@@ -13,8 +13,8 @@ import pytest
 
 import poejax as pj
 from poejax import _numerics, training
-from poejax.exact import enumeration
-from poejax.inference import posterior
+from poejax.exact import _enumeration as enumeration
+from poejax.inference import _posterior as posterior
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from mixture_cases import (
 )
 
 from poejax import mixtures
-from poejax.mixtures import clusters
+from poejax.mixtures import _clusters as clusters
 
 COUNTS = np.random.default_rng(0).integers(0, 4, size=N)
 RESPONSIBILITIES = np.random.default_rng(1).dirichlet(np.ones(K), size=N)

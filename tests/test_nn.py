@@ -32,7 +32,7 @@ def test_the_surrogate_is_the_contrastive_gradient(random_params):
     module = nn.ProductModule(RBM, params=random_params(RBM))
     data, model = RBM.visible.states()[:7], RBM.visible.states()[20:]
     grads = nnx.grad(lambda module: module.surrogate(data, model))(module)
-    expected = pj.estimators.common.contrast(RBM, module.params, data, model)[0]
+    expected = pj.estimators._common.contrast(RBM, module.params, data, model)[0]
     found = nnx.to_pure_dict(nnx.state(grads))["variables"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
     # It reaches the data, and not the samples.

@@ -24,7 +24,7 @@ from scipy import optimize
 
 import poejax as pj
 from poejax import estimators, training, units
-from poejax.estimators.score_matching import DenoisingScoreMatching, ScoreMatching
+from poejax.estimators._score_matching import DenoisingScoreMatching, ScoreMatching
 from poejax.experts import Bias
 
 

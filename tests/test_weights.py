@@ -11,7 +11,7 @@ import pytest
 
 import poejax as pj
 from poejax import evidence, experts, units
-from poejax.evidence import weights
+from poejax.evidence import _weights as weights
 
 KEY = jax.random.key(0)
 summarize = jax.jit(weights.summarize)

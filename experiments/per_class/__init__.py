@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 
 from experiments.lab import figures, logistic, rbm_recipe, runs, scoring, tables
 from poejax import datasets, plotting, stacks
-from poejax.product import log_densities
+from poejax._product import log_densities
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]

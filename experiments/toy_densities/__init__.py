@@ -34,7 +34,7 @@ from experiments.lab.scoring import mixture_log_probs
 from experiments.toy_densities import report, theory
 from experiments.toy_densities.products import FAMILIES, Family
 from poejax import training
-from poejax.product import log_densities
+from poejax._product import log_densities
 from poejax.types import Array, Event, Params
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from poejax import inference, models
-from poejax.product import Product, log_densities
+from poejax._product import Product, log_densities
 from poejax.types import Array, Event, Params, PyTree
 
 Matrix = npt.NDArray[Any]

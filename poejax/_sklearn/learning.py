@@ -12,12 +12,12 @@ import optax
 from scipy.sparse import issparse
 
 from poejax import diagnostics, models, recipes, training
+from poejax._product import Product, product
 from poejax._sklearn import matrices
 from poejax._sklearn.kinds import Bits, Codes, Kind, Reals
 from poejax._sklearn.matrices import Matrix
 from poejax.estimators import centered, pcd
 from poejax.experts import Bias, HiddenBank
-from poejax.product import Product, product
 from poejax.types import Array, Params, PyTree
 from poejax.units import Bernoulli, Categorical
 

@@ -1,18 +1,18 @@
 """Learning rules: where the model's samples come from, or how to do without."""
 
-from poejax.estimators.centered import centered
-from poejax.estimators.common import surrogate
-from poejax.estimators.contrastive import cd, pcd
-from poejax.estimators.discriminative import blend, discriminative
-from poejax.estimators.exact import exact
-from poejax.estimators.losses import from_loss
-from poejax.estimators.missing import Incomplete, imputed
-from poejax.estimators.neighbours import (
+from poejax.estimators._centered import centered
+from poejax.estimators._common import surrogate
+from poejax.estimators._contrastive import cd, pcd
+from poejax.estimators._discriminative import blend, discriminative
+from poejax.estimators._exact import exact
+from poejax.estimators._losses import from_loss
+from poejax.estimators._missing import Incomplete, imputed
+from poejax.estimators._neighbours import (
     minimum_probability_flow,
     pseudo_likelihood,
     ratio_matching,
 )
-from poejax.estimators.score_matching import denoising_score_matching, score_matching
+from poejax.estimators._score_matching import denoising_score_matching, score_matching
 from poejax.types import Weighted
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Evidence of models too large to enumerate, with honest error bars."""
 
-from poejax.evidence.annealing import (
+from poejax.evidence._annealing import (
     AISState,
     LogZ,
     ais,
@@ -9,9 +9,9 @@ from poejax.evidence.annealing import (
     ais_steps,
     reverse_ais,
 )
-from poejax.evidence.base import Base, base_rate, gaussian_base, student_t_base
-from poejax.evidence.likelihood import LogLikelihood, log_likelihood
-from poejax.evidence.paths import linear_betas, salakhutdinov_murray_betas
+from poejax.evidence._base import Base, base_rate, gaussian_base, student_t_base
+from poejax.evidence._likelihood import LogLikelihood, log_likelihood
+from poejax.evidence._paths import linear_betas, salakhutdinov_murray_betas
 
 __all__ = [
     "AISState",

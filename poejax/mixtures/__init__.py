@@ -4,11 +4,11 @@ Mixtures add densities where products multiply them, so EM gives the exact gradi
 without any sampling, but every example has to be explained by one component.
 """
 
-from poejax.mixtures.bernoulli import BernoulliMixtureParams, fit_em_bernoulli
-from poejax.mixtures.clusters import Clusters, kmeans
-from poejax.mixtures.em import EMReport, Mixture, elbo, log_prob, responsibilities, sample
-from poejax.mixtures.fit import fit_em
-from poejax.mixtures.gaussian import MixtureParams
+from poejax.mixtures._bernoulli import BernoulliMixtureParams, fit_em_bernoulli
+from poejax.mixtures._clusters import Clusters, kmeans
+from poejax.mixtures._em import EMReport, Mixture, elbo, log_prob, responsibilities, sample
+from poejax.mixtures._fit import fit_em
+from poejax.mixtures._gaussian import MixtureParams
 
 __all__ = [
     "BernoulliMixtureParams",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks, exact
-from poejax.product import Product
+from poejax._product import Product
 from poejax.testing._laws import Laws, check_retrace, flat, noisy, rounding, rows_of
 from poejax.types import Array, Estimator, Params, PyTree, Weighted
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from poejax import _checks, exact
 from poejax._numerics import as_float
-from poejax.product import Product
+from poejax._product import Product
 from poejax.propriety import require_proper
 from poejax.testing._laws import (
     Laws,

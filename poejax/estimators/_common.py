@@ -1,0 +1,130 @@
+"""The one gradient rule that all sampling estimators share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from poejax import _checks, chains
+from poejax._product import Product
+from poejax.kernels import block_gibbs
+from poejax.types import Array, EstimatorInfo, Event, Kernel, Params, PyTree, Weighted
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What an estimator is whose rows are events of its model, and that carries nothing along."""
+
+    model: Product
+
+    @property
+    def check_data(self) -> Callable[[str, Any], None] | None:
+        """None: the rows are events."""
+        return None
+
+    def init(self, rng_key: Array, params: Params, data: Event) -> Any:
+        """Return the empty state."""
+        del rng_key, params, data
+        return ()
+
+
+def mean_log_density(model: Product, params: Params, x: Event) -> Array:
+    """Return the mean unnormalised log density of a batch, which may be Weighted."""
+    return mean_of_rows(lambda event: model.log_density(params, event), x)
+
+
+def mean_of_rows(fn: Callable[..., PyTree], batch: Any, *others: PyTree) -> PyTree:
+    """Return the mean over a batch, which may be Weighted, of `fn` of a row (and of `others`)."""
+    x, weights = (batch.x, batch.weights) if isinstance(batch, Weighted) else (batch, None)
+    values = jax.vmap(fn)(x, *others)
+    if weights is None:
+        return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), values)
+    share = weights / jnp.sum(weights)
+    return jax.tree.map(lambda leaf: jnp.tensordot(share.astype(leaf.dtype), leaf, 1), values)
+
+
+def with_rows(batch: Any, x: Event) -> Any:
+    """Return `x` as what stands in for the rows of a batch, with its weights if it has some."""
+    return batch._replace(x=x) if isinstance(batch, Weighted) else x
+
+
+def own_kernel(model: Product, kernel: Kernel | None) -> Kernel:
+    """Return `kernel` if it samples `model`, block Gibbs if it is None."""
+    _checks.model("model", model)
+    if kernel is None:
+        return block_gibbs(model)
+    if not hasattr(kernel, "step"):
+        raise TypeError(
+            f"kernel: expected a kernel such as kernels.block_gibbs(model), got {kernel!r}"
+        )
+    if (found := getattr(kernel, "model", model)) != model:
+        raise ValueError(f"kernel: expected one of {model}, got one of {found}")
+    return kernel
+
+
+def own_model(name: str, estimator: Any, model: Product | None = None) -> Product:
+    """Return the model of an estimator for complete events, which `model` may name again."""
+    if isinstance(estimator, type) or not hasattr(estimator, "grad"):
+        raise TypeError(f"{name}: expected an estimator such as pcd(model, 100), got {estimator!r}")
+    if _checks.own_rows(estimator) is not None:
+        raise ValueError(
+            f"{name}: expected an estimator for complete events; put `imputed` outside"
+        )
+    found = _checks.learned_model(estimator)
+    wanted = found if model is None else model
+    if wanted is None:
+        raise ValueError(f"{name}: expected an estimator of a model, got one that names none")
+    _checks.model("model", wanted)
+    if found is not None and found != wanted:
+        raise ValueError(f"{name}: expected an estimator of {wanted}, got one of {found}")
+    return wanted
+
+
+def advance(rng_key: Array, kernel: Kernel, params: Params, states: Any, num_steps: int) -> Any:
+    """Return the states of a batch of chains after `num_steps` steps."""
+
+    def body(states: Any, index: Array) -> tuple[Any, None]:
+        key = jax.random.fold_in(rng_key, index)
+        return chains.step_all(key, kernel, params, states)[0], None
+
+    return jax.lax.scan(body, states, jnp.arange(num_steps))[0]
+
+
+def surrogate(model: Product, params: Params, x_data: Event, x_model: Event) -> Array:
+    """Loss whose gradient, under exact samples `x_model`, is that of the negative log-likelihood.
+
+    -mean log_density(params, x_data) + mean log_density(params, x_model), x_model held fixed
+
+    Differentiable in `x_data` too, so that it trains whatever network computed them. Its value is
+    no likelihood.
+
+    Args:
+      model: the product.
+      params: its parameters.
+      x_data: batch of events [N, ...], which may be Weighted.
+      x_model: batch of samples of the model [M, ...], e.g. the states of persistent chains.
+
+    Returns:
+      [].
+
+    Source: Hinton (2002), section 3.
+    """
+    fantasy = mean_log_density(model, params, jax.lax.stop_gradient(x_model))
+    return fantasy - mean_log_density(model, params, x_data)
+
+
+def contrast(
+    model: Product, params: Params, x_data: Event, x_model: Event
+) -> tuple[Params, EstimatorInfo]:
+    """Gradient of `surrogate` by the parameters, with both mean densities."""
+
+    def loss(params: Params) -> tuple[Array, EstimatorInfo]:
+        data = mean_log_density(model, params, x_data)
+        fantasy = mean_log_density(model, params, x_model)
+        return fantasy - data, EstimatorInfo(data, fantasy)
+
+    return jax.grad(loss, has_aux=True)(params)

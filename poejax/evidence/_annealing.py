@@ -1,0 +1,324 @@
+"""Annealed importance sampling, from a proper base to the model and back."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from poejax import _border, _checks, chains, propriety
+from poejax._numerics import add
+from poejax._product import Product, split_coordinates
+from poejax.chains import ModelKernel
+from poejax.evidence import _weights as weights
+from poejax.evidence._base import Base
+from poejax.evidence._paths import (
+    RESOLUTION,
+    check_betas,
+    path_of,
+    path_params,
+    require_reach,
+    warn_if_base_is_light,
+)
+from poejax.kernels._binding import bound_to
+from poejax.types import Array, Event, Kernel, Params
+
+
+class LogZ(NamedTuple):
+    """An estimate of log Z in nats. The interval is a confidence interval, not a bound.
+
+    log_z: by `ais` the log of the mean weight, whose expectation is below log Z (Jensen), by about
+      std_err²/2; by `reverse_ais` minus that log, whose expectation is above it.
+    std_err: standard error of log_z, sd(weights) / (mean(weights) sqrt(num_chains)).
+    ess: effective sample size (Σw)²/Σw², in [1, num_chains].
+    ci_low, ci_high: 95 % confidence interval, log_z ± 1.96 std_err.
+    log_weights: [num_chains], of mean exp Z (`ais`) or 1/Z (`reverse_ais`).
+    pareto_k: k̂ of the weights' tail: their variance is finite below ½, and the estimate usable
+      below 0.7; NaN of fewer than 25 chains.
+
+    A few heavy weights make std_err meaningless: where ess is below 10 (half the chains, if these
+    are fewer than 20) or k̂ above 0.7, the interval is open on the side that log_z tends to miss,
+    +inf for `ais` and -inf for `reverse_ais`, and 3.69 = -log 0.025 wide on the other, by Markov's
+    inequality for weights that are positive and unbiased.
+    """
+
+    log_z: Array
+    std_err: Array
+    ess: Array
+    ci_low: Array
+    ci_high: Array
+    log_weights: Array
+    pareto_k: Array
+
+
+class AISState(NamedTuple):
+    """A run in progress; saved and restored, it goes on as if it had not stopped.
+
+    direction: 1 from base to model, -1 from model to base.
+    rest: what is below the last digit of the log weights, sums of many small terms.
+    """
+
+    step: Array
+    direction: Array
+    chains: Any
+    log_weights: Array
+    rng_key: Array
+    rest: Array
+
+
+def ais(
+    rng_key: Array,
+    model: Product,
+    params: Params,
+    base: Base,
+    betas: Array,
+    num_chains: int,
+    kernel: ModelKernel | None = None,
+) -> LogZ:
+    """Estimate log Z by annealed importance sampling over a batch of chains.
+
+    f_β(x) = base(x)^(1-β) temper(model, β)(x),
+    log w = log Z_0 + Σ_t [log f_{β_t}(x_{t-1}) - log f_{β_{t-1}}(x_{t-1})], x_t ~ T_{β_t}(x_{t-1})
+
+    The path is itself a product of experts, base times model, sampled by the same kernel. The
+    weights are unbiased for Z; `ais_init`, `ais_steps` and `ais_result` do the same in pieces.
+    Its loop cannot be differentiated in reverse: for the gradient of log Z differentiate
+    `exact.log_z` where states can be enumerated, and otherwise take the mean gradient of
+    `log_density` over samples of the model, as the estimators do.
+
+    Args:
+      rng_key: one typed key.
+      model: the product.
+      params: its parameters.
+      base: a proper base: `base_rate`, `gaussian_base`, or `student_t_base` for heavy tails.
+      betas: inverse temperatures from 0 to 1, not decreasing, [T + 1].
+      num_chains: number of independent chains, at least 2 for a standard error.
+      kernel: a kernel of `model`, whose settings serve all along the path; `block_gibbs(model)`
+        when None.
+
+    Returns:
+      LogZ, with standard error, effective sample size, 95 % interval and log weights.
+
+    Raises:
+      ValueError: if `betas` is no path from 0 to 1, params, base and model do not fit, or the model
+        is known to be improper, lies too far from the origin of its coordinates, or has a log Z
+        that its dtype cannot resolve.
+
+    Warns:
+      UserWarning: if the base's tails are lighter than the model's: the weights then have infinite
+        variance; or if a few weights outweigh the others (see LogZ): take more temperatures.
+
+    Source: Neal (2001); Salakhutdinov & Murray (2008), section 3.
+    """
+    state = ais_init(rng_key, model, params, base, betas, num_chains, kernel=kernel)
+    num_steps = jnp.shape(betas)[0] - 1
+    return ais_result(ais_steps(state, model, params, base, betas, num_steps, kernel))
+
+
+def reverse_ais(
+    rng_key: Array,
+    model: Product,
+    params: Params,
+    base: Base,
+    betas: Array,
+    x: Event,
+    kernel: ModelKernel | None = None,
+) -> LogZ:
+    """Estimate log Z by annealing samples of the model back to the base.
+
+    log w = -log Z_0 + Σ_t [log f_{β_{t-1}}(x_t) - log f_{β_t}(x_t)], E[w] = 1/Z,
+    x_{t-1} ~ T_{β_{t-1}}(x_t)
+
+    With exact samples `x` the expectation of log_z is above log Z as that of `ais` is below it, so
+    that together they bracket it. From long chains the upper side is approximate: samples that
+    miss a mode of the model hide it from both sides.
+
+    Args:
+      rng_key: one typed key.
+      model: the product.
+      params: its parameters.
+      base: a proper base, e.g. from `base_rate`.
+      betas: inverse temperatures from 0 to 1, as for `ais`; they are walked backwards, [T + 1].
+      x: independent samples of the model, one per chain, [num_chains, ...].
+      kernel: as for `ais`; it must be reversible in x, as all of `kernels` are.
+
+    Returns:
+      LogZ.
+
+    Raises:
+      ValueError: as `ais`, or if `x` holds no events of the visible units.
+
+    Source: Burda, Grosse & Salakhutdinov (2015); Grosse, Ancha & Roy (2016).
+    """
+    _checks.model("model", model)
+    x = _border.events("x", model.visible, x)
+    num_chains = _checks.leading_axis("x", x)
+    state = ais_init(rng_key, model, params, base, betas, num_chains, x, kernel)
+    num_steps = jnp.shape(betas)[0] - 1
+    return ais_result(ais_steps(state, model, params, base, betas, num_steps, kernel))
+
+
+def ais_init(
+    rng_key: Array,
+    model: Product,
+    params: Params,
+    base: Base,
+    betas: Array,
+    num_chains: int,
+    reverse_from: Event | None = None,
+    kernel: ModelKernel | None = None,
+) -> AISState:
+    """Draw the chains from the base, or take model samples to go back from; see `ais`."""
+    _checks.rng_key("rng_key", rng_key)
+    if _checks.positive_int("num_chains", num_chains) < 2:
+        raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
+    _checks.model("model", model)
+    if not isinstance(base, Base):
+        raise TypeError(
+            "base: expected a base such as evidence.base_rate(model, data), got "
+            f"{_checks.describe(base)}"
+        )
+    if base.model.visible != model.visible:
+        raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
+    propriety.require_proper(model, params)
+    require_reach(model, params)
+    warn_if_base_is_light(model, params, base)
+    check_betas(betas)
+    _checks.kernel_of("kernel", kernel, model)
+    if reverse_from is not None:
+        reverse_from = _border.events("reverse_from", model.visible, reverse_from)
+        _checks.one_row_per_chain("reverse_from", reverse_from, num_chains)
+    params, coordinates = split_coordinates(params)
+    base = base.within(coordinates)
+    if reverse_from is not None:
+        reverse_from = model.visible.standardize_rows(coordinates, reverse_from)
+    kernel_of_path = bound_to(path_of(model, base), kernel)
+    return _ais_init(rng_key, model, params, base, num_chains, reverse_from, kernel_of_path)
+
+
+def ais_steps(
+    state: AISState,
+    model: Product,
+    params: Params,
+    base: Base,
+    betas: Array,
+    num_steps: int | Array,
+    kernel: ModelKernel | None = None,
+) -> AISState:
+    """Advance a run by up to `num_steps` temperatures; another number of steps compiles nothing.
+
+    Chains are in the coordinates of `params`, if they hold any.
+    """
+    params, coordinates = split_coordinates(params)
+    base = base.within(coordinates)
+    kernel_of_path = bound_to(path_of(model, base), kernel)
+    return _ais_steps(state, model, params, base, jnp.asarray(betas), num_steps, kernel_of_path)
+
+
+def ais_result(state: AISState) -> LogZ:
+    """Summarise the weights of a run; raises ValueError if they or the chains are not finite."""
+    log_w = state.log_weights
+    what = "chains of a normalisable model with finite parameters: "
+    _checks.finite(f"ais: {what}", (state.chains, log_w))
+    found = weights.summarize(log_w)
+    log_z = state.direction.astype(log_w.dtype) * found.log_mean
+    closed, markov = 1.96 * found.std_err, -math.log(0.025)
+    forwards = state.direction > 0
+    below = jnp.where(found.is_degenerate, jnp.where(forwards, markov, jnp.inf), closed)
+    above = jnp.where(found.is_degenerate, jnp.where(forwards, jnp.inf, markov), closed)
+    result = LogZ(
+        log_z, found.std_err, found.ess, log_z - below, log_z + above, log_w, found.pareto_k
+    )
+    if _checks.is_concrete(result):
+        _require_resolution(result)
+        if bool(found.is_degenerate):
+            warnings.warn(
+                f"ais: {weights.describe(found, len(log_w))}: the error bar means nothing, and the "
+                "interval is open on one side; take more temperatures, or a base closer to the "
+                "model",
+                UserWarning,
+                stacklevel=3,
+            )
+    return result
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_chains", "kernel"))
+def _ais_init(
+    rng_key: Array,
+    model: Product,
+    params: Params,
+    base: Base,
+    num_chains: int,
+    reverse_from: Event | None,
+    kernel: Kernel,
+) -> AISState:
+    base_key, run_key = jax.random.split(rng_key)
+    x = reverse_from
+    if x is None:
+        x = jax.vmap(base.sample)(chains.chain_keys(base_key, num_chains))
+    path = path_of(model, base)
+    beta = jnp.asarray(0.0 if reverse_from is None else 1.0)
+    states = jax.vmap(kernel.init, in_axes=(0, None, 0))(
+        chains.chain_keys(run_key, num_chains), path_params(path, params, base, beta), x
+    )
+    # Tempering to β = 0 leaves constants: the model's at the start (H log 2 for binary hidden
+    # units) multiply Z_0, the base's at the end would multiply Z.
+    start = jax.tree.map(lambda leaf: leaf[0], x)
+    left_at_start = jnp.sum(model.log_factors(model.temper(params, 0.0), start))
+    left_at_end = jnp.sum(base.model.log_factors(base.model.temper(base.params, 0.0), start))
+    log_z_0 = base.log_z + left_at_start - left_at_end
+    direction = 1 if reverse_from is None else -1
+    return AISState(
+        step=jnp.zeros((), jnp.int32),
+        direction=jnp.asarray(direction, jnp.int32),
+        chains=states,
+        log_weights=jnp.full(num_chains, direction * log_z_0),
+        rng_key=run_key,
+        rest=jnp.zeros(num_chains, log_z_0.dtype),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "kernel"))
+def _ais_steps(
+    state: AISState,
+    model: Product,
+    params: Params,
+    base: Base,
+    betas: Array,
+    num_steps: Array,
+    kernel: Kernel,
+) -> AISState:
+    path = path_of(model, base)
+    last = betas.shape[0] - 1
+
+    def beta_at(index: Array) -> Array:
+        return betas[jnp.where(state.direction > 0, index, last - index)]
+
+    def body(index: Array, state: AISState) -> AISState:
+        old = path_params(path, params, base, beta_at(index))
+        new = path_params(path, params, base, beta_at(index + 1))
+        # Differences before sums: the factors are large, their increments small.
+        increments = jax.vmap(
+            lambda x: jnp.sum(path.log_factors(new, x) - path.log_factors(old, x))
+        )(state.chains.x)
+        step_key = jax.random.fold_in(state.rng_key, index)
+        states, _ = chains.step_all(step_key, kernel, new, state.chains)
+        log_weights, rest = add(
+            state.log_weights, state.rest, increments.astype(state.log_weights.dtype)
+        )
+        return state._replace(step=index + 1, chains=states, log_weights=log_weights, rest=rest)
+
+    stop = jnp.minimum(state.step + num_steps, last).astype(state.step.dtype)
+    return jax.lax.fori_loop(state.step, stop, body, state)
+
+
+def _require_resolution(found: LogZ) -> None:
+    if abs(float(found.log_z)) * float(jnp.finfo(found.log_z.dtype).eps) > RESOLUTION:
+        raise ValueError(
+            f"ais: expected a log Z that {found.log_z.dtype} resolves to {RESOLUTION} nats, got "
+            f"{float(found.log_z):.3g}; set jax_enable_x64"
+        )

@@ -1,0 +1,89 @@
+"""The path from a base to a model, its temperatures, and what can be known to go wrong on it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+
+from poejax import _checks, propriety
+from poejax._product import Product, product, split_coordinates
+from poejax.evidence._base import Base
+from poejax.types import Array, Params
+
+RESOLUTION = 0.1
+"""Nats to which the dtype has to resolve what is estimated."""
+
+
+def linear_betas(num_steps: int) -> Array:
+    """Return `num_steps` + 1 equally spaced inverse temperatures from 0 to 1."""
+    return jnp.linspace(0.0, 1.0, _checks.positive_int("num_steps", num_steps) + 1)
+
+
+def salakhutdinov_murray_betas() -> Array:
+    """Return the 14,501 inverse temperatures 0:1e-3:0.5, 0.5:1e-4:0.9, 0.9:1e-5:1.
+
+    Source: Salakhutdinov & Murray (2008), section 5.
+    """
+    pieces = [np.linspace(0, 0.5, 501)[:-1], np.linspace(0.5, 0.9, 4001)[:-1]]
+    return jnp.asarray(np.concatenate([*pieces, np.linspace(0.9, 1.0, 10_001)]))
+
+
+def path_of(model: Product, base: Base) -> Product:
+    """Return base times model, both without coordinates."""
+    return product(model.visible, base=base.model, target=model)
+
+
+def path_params(path: Product, params: Params, base: Base, beta: Array) -> Params:
+    """Return its parameters at `beta`: 0 is the base, 1 the model."""
+    base_model, model = path.experts["base"], path.experts["target"]
+    return {
+        "base": base_model.temper(base.params, 1 - beta),
+        "target": model.temper(params, beta),
+    }
+
+
+def warn_if_base_is_light(model: Product, params: Params, base: Base) -> None:
+    """Warn where the weights are known to have infinite variance."""
+    ours = propriety.total_tails(model, params)
+    theirs = propriety.total_tails(base.model, base.params)
+    if ours is None or theirs is None:
+        return
+    if propriety.sees(theirs.decay, propriety.uncovered(ours)).any():
+        warnings.warn(
+            "base: its Gaussian tails are lighter than the model's, which decays only as a power "
+            "in some direction: the weights have infinite variance and the error bar lies; take "
+            "evidence.student_t_base",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def require_reach(model: Product, params: Params) -> None:
+    """Raise where natural parameters about zero keep no digits of a Gaussian far from it."""
+    if model.visible.num_states is not None or not _checks.is_concrete(params):
+        return
+    for name, expert, own in model.present(split_coordinates(params)[0]):
+        depth = float(expert.depth(own))
+        if depth * float(jnp.finfo(jnp.result_type(float)).eps) > RESOLUTION:
+            raise ValueError(
+                f"params['{name}']: expected a mean near the origin of coordinates, got one "
+                f"{math.sqrt(2 * depth):.3g} standard deviations away, where natural parameters "
+                "keep too few digits to anneal by; start from model.init_from(...), whose "
+                "parameters hold coordinates near the data, or set jax_enable_x64"
+            )
+
+
+def check_betas(betas: Array) -> None:
+    """Raise unless the temperatures rise from 0 to 1."""
+    if jnp.ndim(betas) != 1 or jnp.shape(betas)[0] < 2:
+        raise ValueError(f"betas: expected shape (T + 1,), T >= 1, got {jnp.shape(betas)}")
+    if _checks.is_concrete(betas):
+        values = np.asarray(betas)
+        if values[0] != 0 or values[-1] != 1 or not np.all(np.diff(values) >= 0):
+            raise ValueError(
+                f"betas: expected to rise from 0 to 1, got {values[0]} ... {values[-1]}"
+                f"{'' if np.all(np.diff(values) >= 0) else ', not monotone'}"
+            )

@@ -1,0 +1,50 @@
+"""What products and mixtures of named experts share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from poejax.experts._base import Expert
+from poejax.types import Array, Latent
+from poejax.units import Unit
+from poejax.units._index import divide_index
+
+Items: TypeAlias = tuple[tuple[str, Expert], ...]
+
+
+def named(owner: str, visible: Unit, experts: Mapping[str, Expert]) -> Items:
+    """Return named experts as static items; each must see exactly these units."""
+    for name, expert in experts.items():
+        if not isinstance(expert, Expert):
+            raise TypeError(f"{owner}: expected {name!r} to be an Expert, got {expert!r}")
+        if expert.visible != visible:
+            raise ValueError(
+                f"{owner}: expected expert {name!r} to see {visible}, got {expert.visible}"
+            )
+    return tuple(experts.items())
+
+
+def keyed(items: Items, rng_key: Array) -> list[tuple[str, Expert, Array]]:
+    """Pair each expert with a key of its own."""
+    # Keys go by position, so that an expert's draw does not depend on how many come after it.
+    return [(n, e, jax.random.fold_in(rng_key, i)) for i, (n, e) in enumerate(items)]
+
+
+def num_latent_states(items: Items) -> int | None:
+    """Return the number of joint latent configurations, None if there is no finite number."""
+    counts = [expert.num_latent_states for _, expert in items]
+    return math.prod(c for c in counts if c is not None) if None not in counts else None
+
+
+def latent_states_at(items: Items, index: Array) -> dict[str, Latent]:
+    """Return the joint latent configuration number `index`, {name: z}."""
+    z, index = {}, jnp.asarray(index)
+    for name, expert in items:
+        index, remainder = divide_index(index, expert.num_latent_states or 1)
+        z[name] = expert.latent_state_at(remainder)
+    return z
