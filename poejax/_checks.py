@@ -172,6 +172,15 @@ def kernel(name: str, value: Any) -> None:
         )
 
 
+def is_hashable(value: Any) -> bool:
+    """Whether a value can be hashed, with all that it holds."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
 def floating_params(name: str, tree: Any) -> None:
     """Require leaves that JAX takes as they are, floating but for those that set something."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -191,7 +200,12 @@ def kernel_of(name: str, value: Any, model: Any) -> None:
     if value is None:
         return
     kernel(name, value)
-    if not dataclasses.is_dataclass(value) or getattr(value, "model", None) != model:
+    if not dataclasses.is_dataclass(value) or not is_hashable(value):
+        raise TypeError(
+            f"{name}: expected a frozen dataclass with a field model, all of whose fields can be "
+            f"hashed, got {describe(value)}"
+        )
+    if getattr(value, "model", None) != model:
         raise ValueError(
             f"{name}: expected a kernel of the model itself, such as kernels.block_gibbs(model), "
             f"got one of {getattr(value, 'model', None)}"

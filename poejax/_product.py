@@ -315,4 +315,8 @@ def product(visible: Unit, **experts: Expert) -> Product:
     """
     if not experts:
         raise ValueError("product: expected at least one expert, got none")
+    if "coordinates" in experts:
+        raise ValueError(
+            "product: expected another name than 'coordinates', which is that of params"
+        )
     return Product(visible, combine.named("product", visible, experts))

@@ -82,6 +82,8 @@ class Run:
         _checks.positive_int("batch_size", self.batch_size)
         _checks.fraction("average_decay", self.average_decay)
         model, learned = self.model, _checks.learned_model(self.estimator)
+        if model is not None:
+            _checks.model("model", model)
         if model is None:
             object.__setattr__(self, "model", learned)
         elif learned not in (None, model):
@@ -195,6 +197,10 @@ class Run:
             names leaf and step. The last good state is the one passed in, or to `callback`.
         """
         _checks.positive_int("num_steps", num_steps)
+        if callback is not None and not callable(callback):
+            raise TypeError(f"callback: expected a function, got {_checks.describe(callback)}")
+        if self.average and getattr(state, "average", ()) is None:
+            raise ValueError("state: expected one with an average, of a run with average=True")
         size = num_steps if every is None else _checks.positive_int("every", every)
         seen = []
         for taken in range(0, num_steps, size):

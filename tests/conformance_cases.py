@@ -17,6 +17,8 @@ UNITS = {
     "gaussian-full": units.Gaussian(3),
     "standard-gaussian": units.StandardGaussian(1),
     "standard-gaussians": units.StandardGaussian(3),
+    "binomial": units.Binomial(2, 3),
+    "poisson": units.Poisson(2),
     "relu": units.ReLU(2),
     "relus": units.ReLU(3),
     "joint": units.Joint(a=units.Spin(2), b=units.Categorical(1, 3)),

@@ -10,6 +10,7 @@ from poejax.testing import check_estimator, check_kernel, check_unit
 
 ALWAYS = {"jit", "vmap", "retrace"}
 OF_UNITS = ALWAYS | {"shape", "states", "linear", "combine", "mean", "sample", "fit", "clamp"}
+OF_UNITS |= {"values", "closed form", "reach", "tails"}
 OF_KERNELS = ALWAYS | {"init", "step", "invariant", "moves", "clamp", "scan"}
 OF_ESTIMATORS = ALWAYS | {"structure", "state", "weights", "scan"}
 TOO_LARGE = {"gaussian-full", "standard-gaussians", "relus", "joint-of-joints"}

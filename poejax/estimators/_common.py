@@ -43,7 +43,8 @@ def mean_of_rows(fn: Callable[..., PyTree], batch: Any, *others: PyTree) -> PyTr
     values = jax.vmap(fn)(x, *others)
     if weights is None:
         return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), values)
-    share = weights / jnp.sum(weights)
+    total = jnp.sum(weights)
+    share = weights / jnp.where(total > 0, total, 1)  # a batch may be of rows of weight 0
     return jax.tree.map(lambda leaf: jnp.tensordot(share.astype(leaf.dtype), leaf, 1), values)
 
 

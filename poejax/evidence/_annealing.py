@@ -213,6 +213,7 @@ def ais_steps(
 
     Chains are in the coordinates of `params`, if they hold any.
     """
+    _checks.kernel_of("kernel", kernel, model)
     params, coordinates = split_coordinates(params)
     base = base.within(coordinates)
     kernel_of_path = bound_to(path_of(model, base), kernel)

@@ -41,17 +41,24 @@ class Expert(abc.ABC):
 
     A family does not think of being absent: its methods as called, here and by others, take
     params with a leaf "present" too (`Product.mask`). What a class says of its factors in other
-    words (`log_ratios`, `tails`, closed forms) does not hold of a subclass that changes them.
+    words (`log_ratios`, `tails`, closed forms) does not hold of a subclass that changes them. Its
+    latents do: who changes `log_factors` states latents and their field to go with them.
     """
 
     visible: Unit
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        own = {name for name in cls.__dict__ if not name.startswith("__")}
-        void = (_SHORT_CUTS if own - _BESIDE else set()) | (_FORMS if own & _CORE else set())
-        for name in void - own:
-            setattr(cls, name, Expert.__dict__[name])
+        families = cls.__mro__[: cls.__mro__.index(Expert)]
+        defined: set[str] = set()  # by classes that come before, mixins among them
+        for family in families:
+            own = {name for name in family.__dict__ if not name.startswith(("__", "_abc"))}
+            void = (_SHORT_CUTS if defined - _BESIDE else set()) | (
+                _FORMS if defined & _CORE else set()
+            )
+            for name in (void & own) - defined:
+                setattr(cls, name, Expert.__dict__[name])
+            defined |= own
         _respect_presence(cls)
 
     @property
@@ -285,10 +292,16 @@ _SIGNATURES = {
 
 def _respect_presence(cls: type) -> None:
     for name, absent in _ABSENT.items():
-        method = cls.__dict__.get(name)
+        owner = next((c for c in cls.__mro__ if name in c.__dict__), None)
+        # Of its own, or of a mixin, which no class of experts has wrapped.
+        method = owner.__dict__[name] if owner in (cls, *_mixins(cls)) else None
         if method is not None and not getattr(method, "__isabstractmethod__", False):
             wrapped = _presence.respects_presence(method, _SIGNATURES[name], absent)
             setattr(cls, name, wrapped)
+
+
+def _mixins(cls: type) -> list[type]:
+    return [c for c in cls.__mro__ if not issubclass(c, Expert)]
 
 
 _respect_presence(Expert)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,9 @@ def check_estimator(
     """
     _checks.rng_key("rng_key", rng_key)
     _checks.positive_int("num_draws", num_draws)
-    model = estimator.model if model is None else model
+    found = getattr(estimator, "model", None) if model is None else model
+    _checks.model("model", found)
+    model = cast(Product, found)
     init_key, noise_key, data_key, run_key = jax.random.split(rng_key, 4)
     if params is None:
         params = noisy(noise_key, model.init(init_key), 0.5)
@@ -84,7 +86,12 @@ def check_estimator(
         if takes_weights:
             count = jax.tree.leaves(data)[0].shape[0]
             weights = np.arange(count) % 3
-            weighted = draws(Weighted(data, jnp.asarray(weights, jnp.result_type(float))))
+            rows = Weighted(data, jnp.asarray(weights, jnp.result_type(float)))
+            try:
+                weighted = draws(rows)
+            except Exception as error:
+                message = f"law 'weights' fails: expected {estimator} to take Weighted rows, found "
+                raise AssertionError(f"{message}{error}; or say takes_weights=False") from error
             repeated = draws(rows_of(data, np.repeat(np.arange(count), weights)))
             _check_means(laws, "weights", "mean over keys", repeated, weighted)
             checked += ["weights"]

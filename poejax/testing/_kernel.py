@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def check_kernel(
                  nothing of the params, which may change between two steps
     "step":      a step returns a state like the one it got, so that it can be scanned
     "invariant": chains that start at exact samples of the model are samples after `num_steps` steps
-    "moves":     some of them have moved
+    "moves":     every site has moved in some of them
     "clamp":     sites that a mask holds do not move, and the chains are samples of the model still:
                  the others are drawn given those
     "jit", "vmap", "scan": compiled = eager, batched = one by one, scanned = step by step
@@ -77,7 +77,9 @@ def check_kernel(
     _checks.rng_key("rng_key", rng_key)
     _checks.positive_int("num_chains", num_chains)
     _checks.positive_int("num_steps", num_steps)
-    model = kernel.model if model is None else model  # type: ignore[attr-defined]
+    found = getattr(kernel, "model", None) if model is None else model
+    _checks.model("model", found)
+    model = cast(Product, found)
     init_key, noise_key, x_key, run_key, clamp_key = jax.random.split(rng_key, 5)
     if params is None:
         params = noisy(noise_key, model.init(init_key), 0.7)
@@ -91,8 +93,8 @@ def check_kernel(
         _check_contract(laws, model, params, keys[0], rows_of(start, 0), num_steps)
         end = _run(kernel, params, keys, start, None, num_steps)
         _check_invariant(laws, "invariant", model, params, end, fresh)
-        moved = np.any(flat_rows(end, (num_chains,)) != flat_rows(start, (num_chains,)))
-        laws.require("moves", "whether any chain moved", True, bool(moved))
+        moved = np.any(flat_rows(end, (num_chains,)) != flat_rows(start, (num_chains,)), axis=0)
+        laws.require("moves", "sites that no chain moved", [], np.flatnonzero(~moved).tolist())
         if clamps:
             mask, keys = every_other(model.visible), jax.random.split(clamp_key, num_chains)
             end = _run(kernel, params, keys, start, mask, num_steps)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks
+from poejax.testing._capabilities import check_abstract, check_capabilities
 from poejax.testing._laws import (
     Laws,
     check_retrace,
@@ -52,6 +53,8 @@ def check_unit(
     "fit":       the field of `fit_field` has the mean of the batch, weighted or not
     "clamp":     `sample_clamped` keeps the sites of the mask, leaves p(x | field) invariant and has
                  the mean that `mean_clamped` says
+    "values", "closed form", "reach", "tails": what the unit states of its values, its noise, where
+                 events may lie and how a bank of it grows is true; what it does not state passes
     "jit", "vmap", "retrace": compiled = eager, batched = one by one, an equal unit compiles nothing
 
     Up to 1024 states are summed over; one or two real numbers, or counts, are integrated on a grid
@@ -95,7 +98,10 @@ def check_unit(
     except jax.errors.JAXTypeError as error:
         what = f"law 'jit' fails: expected {unit} to compile, found {error}"
         raise AssertionError(what) from error
-    _check_events(laws, rows_of(found["sample"], 0))
+    draws = jax.tree.map(jnp.asarray, rows_of(found["sample"], 0))
+    _check_events(laws, draws)
+    check_abstract(laws, draws)
+    check_capabilities(laws, rows_of(params, 0), draws, keys[2])
     return (
         *checked,
         "shape",
@@ -104,6 +110,10 @@ def check_unit(
         "combine",
         "fit",
         "clamp",
+        "values",
+        "closed form",
+        "reach",
+        "tails",
         "jit",
         "vmap",
         "retrace",

@@ -15,6 +15,10 @@ from poejax import _checks, _foreign
 from poejax.tails import Reach, Tails, nowhere
 from poejax.types import Array, Event, Field, Params, PyTree
 
+_DENSITY = {"log_base", "inner", "field", "linear_field", "linear_statistic", "log_partitions"}
+_IN_OTHER_WORDS = {"bank_tails", "decay_rows", "is_standard_gaussian", "reach"}
+_IN_OTHER_WORDS |= {"normal_field", "value_field"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Unit(abc.ABC):
@@ -28,6 +32,18 @@ class Unit(abc.ABC):
     tell whether products over it, and banks of it, can be normalised. What it does not state is
     refused, by name, where it is needed.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # What a complete class says of its density in other words does not hold of a changed one.
+        defined: set[str] = set()
+        for family in cls.__mro__[: cls.__mro__.index(Unit)]:
+            own = set(family.__dict__)
+            missing = getattr(family, "__abstractmethods__", {"log_partitions"})
+            if defined & _DENSITY and "log_partitions" not in missing:
+                for name in (_IN_OTHER_WORDS & own) - defined:
+                    setattr(cls, name, Unit.__dict__[name])
+            defined |= own
 
     @property
     @abc.abstractmethod
@@ -306,7 +322,11 @@ class Unit(abc.ABC):
 
     @abc.abstractmethod
     def check(self, name: str, x: Event) -> None:
-        """Raise ValueError unless the batch `x` [N, ...] holds finite events of this block."""
+        """Raise ValueError unless the batch `x` [N, ...] holds finite events of this block.
+
+        `x` may have a shape and no values, under a trace: `units.check_batch` and
+        `units.require_values` take that as it is.
+        """
 
     def check_mask(self, name: str, mask: PyTree) -> None:
         """Raise unless `mask` is boolean with one entry per site."""
