@@ -15,7 +15,7 @@ from poejax import estimators, kernels, units
 from poejax.estimators import pcd
 from poejax.testing import check_estimator, check_kernel, check_unit
 from poejax.types import ChainState, Weighted
-from poejax.units._base import Unit
+from poejax.units.base import Unit
 
 KEY = jax.random.key(1)
 

@@ -12,7 +12,7 @@ from coordinate_cases import FAMILIES, PLACES
 
 import poejax as pj
 from poejax import evidence, exact, experts, units
-from poejax.units._gaussian import QuadraticUnit
+from poejax.units.gaussian import QuadraticUnit
 
 NUM_EVENTS = 12
 EPS = float(np.finfo(np.float32).eps)

@@ -11,7 +11,7 @@ from scipy import special, stats
 
 import poejax as pj
 from poejax import units
-from poejax.units import _relu as relu
+from poejax.units import relu
 
 FIELDS = np.concatenate(
     [-np.geomspace(1e-3, 1e4, 200), np.linspace(-12, 12, 481), np.geomspace(1e-3, 1e4, 200)]

@@ -14,7 +14,7 @@ from poejax._product import Product
 from poejax.estimators._common import Rule, mean_of_rows, own_model
 from poejax.inference._classify import class_log_probs
 from poejax.types import Array, Estimator, Event, Params
-from poejax.units._joint import label_unit
+from poejax.units.joint import label_unit
 
 
 class ClassInfo(NamedTuple):

@@ -14,8 +14,8 @@ from poejax.experts._base import Expert, get_beta, set_beta
 from poejax.experts._forms import CoordinateTerms
 from poejax.tails import Tails, as_float64, bounded
 from poejax.types import Array, Event, Field, Latent, Params
-from poejax.units._gaussian import moments, require_real
-from poejax.units._gaussian_full import triangular_rows, upper_triangle
+from poejax.units.gaussian import moments, require_real
+from poejax.units.gaussian_full import triangular_rows, upper_triangle
 
 
 @dataclasses.dataclass(frozen=True)

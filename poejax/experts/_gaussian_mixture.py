@@ -16,7 +16,7 @@ from poejax.mixtures import fit_em
 from poejax.tails import Tails, as_float64, bounded
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Categorical
-from poejax.units._gaussian import require_real
+from poejax.units.gaussian import require_real
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from poejax.experts._base import Expert, get_beta, set_beta
 from poejax.experts._forms import StudentTTerms
 from poejax.tails import Tails, as_float64, bounded
 from poejax.types import Array, Event, Field, Latent, Params
-from poejax.units._gaussian_full import require_full
+from poejax.units.gaussian_full import require_full
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from poejax.experts._base import Expert, get_beta, set_beta
 from poejax.tails import Tails, bounded
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Bernoulli
-from poejax.units._gaussian import require_real
+from poejax.units.gaussian import require_real
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from poejax import _checks
 from poejax._product import Product
 from poejax.experts import Expert
 from poejax.types import Array, Event, Params
-from poejax.units._joint import label_unit
+from poejax.units.joint import label_unit
 
 
 def class_log_probs(model: Product, params: Params, x: Event, label: str = "label") -> Array:

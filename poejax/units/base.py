@@ -12,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks, _foreign
+from poejax._numerics import as_float
 from poejax.tails import Reach, Tails, nowhere
 from poejax.types import Array, Event, Field, Params, PyTree
+
+__all__ = ["Unit", "as_float"]
 
 _DENSITY = {"log_base", "inner", "field", "linear_field", "linear_statistic", "log_partitions"}
 _IN_OTHER_WORDS = {"bank_tails", "decay_rows", "is_standard_gaussian", "reach"}

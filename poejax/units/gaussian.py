@@ -15,9 +15,11 @@ from poejax import _border, _checks
 from poejax._numerics import HALF_LOG_2PI, as_float, at_least_float32, widen
 from poejax.tails import Reach, as_float64, everywhere
 from poejax.types import Array, Event, Field, Params, PyTree
-from poejax.units._checks import check_batch
 from poejax.units._rows import conditioned
-from poejax.units._vector import VectorUnit
+from poejax.units.checks import check_batch
+from poejax.units.vector import VectorUnit
+
+__all__ = ["GaussianDiag", "QuadraticUnit", "RealUnit", "moments", "require_real"]
 
 
 @dataclasses.dataclass(frozen=True)

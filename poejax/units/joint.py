@@ -14,9 +14,11 @@ import numpy as np
 from poejax import _border, _checks, _foreign
 from poejax.tails import Reach, Tails, block_diagonal, combine
 from poejax.types import Array, Event, Field, Params, PyTree
-from poejax.units._base import Unit
-from poejax.units._discrete import Categorical
 from poejax.units._index import as_index, divide_index
+from poejax.units.base import Unit
+from poejax.units.discrete import Categorical
+
+__all__ = ["Joint", "label_unit"]
 
 
 @dataclasses.dataclass(frozen=True, init=False)

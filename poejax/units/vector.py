@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from poejax import _checks
 from poejax._numerics import as_float, at_least_float32
 from poejax.types import Array, Event, Field, Params
-from poejax.units._base import Unit
+from poejax.units.base import Unit
+
+__all__ = ["VectorUnit"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,10 @@ from jax.scipy.special import gammaln
 from poejax._numerics import at_least_float32, mean_of_rows
 from poejax.tails import Reach, nowhere
 from poejax.types import Array, Event, Field, Params
-from poejax.units._checks import check_batch, require_values
-from poejax.units._vector import VectorUnit
+from poejax.units.checks import check_batch, require_values
+from poejax.units.vector import VectorUnit
+
+__all__ = ["Poisson"]
 
 _MOST = 2.0**24  # counts above are not whole in float32
 

@@ -13,8 +13,10 @@ import numpy as np
 from poejax._numerics import at_least_float32, mean_of_rows
 from poejax.tails import Tails, bounded
 from poejax.types import Array, Event, Field, Params
-from poejax.units._checks import require_values
-from poejax.units._gaussian import RealUnit
+from poejax.units.checks import require_values
+from poejax.units.gaussian import RealUnit
+
+__all__ = ["ReLU"]
 
 _HALF_LOG_PI_OVER_2 = 0.5 * math.log(math.pi / 2)
 # From here down moments come from a continued fraction, which converges in few terms; above from

@@ -15,8 +15,10 @@ from poejax import _checks
 from poejax._numerics import HALF_LOG_2PI, widen
 from poejax.tails import as_float64
 from poejax.types import Array, Event, Field, Params, PyTree
-from poejax.units._gaussian import QuadraticUnit, moments
 from poejax.units._rows import least_squares, solve, triangle_of
+from poejax.units.gaussian import QuadraticUnit, moments
+
+__all__ = ["Gaussian", "require_full", "require_full_rank", "triangular_rows", "upper_triangle"]
 
 
 @dataclasses.dataclass(frozen=True)

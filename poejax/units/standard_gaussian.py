@@ -11,7 +11,9 @@ import numpy as np
 from poejax._numerics import HALF_LOG_2PI, at_least_float32
 from poejax.tails import Reach, Tails, bounded, everywhere
 from poejax.types import Array, Event, Field, Params
-from poejax.units._gaussian import RealUnit, moments
+from poejax.units.gaussian import RealUnit, moments
+
+__all__ = ["StandardGaussian"]
 
 
 @dataclasses.dataclass(frozen=True)

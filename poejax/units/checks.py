@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from poejax import _border, _checks
 from poejax.types import Array, Event
-from poejax.units._base import Unit
+from poejax.units.base import Unit
+
+__all__ = ["check_batch", "require_values"]
 
 
 def check_batch(

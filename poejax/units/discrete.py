@@ -13,10 +13,12 @@ from poejax import _checks
 from poejax._numerics import as_float, at_least_float32, mean_of_rows
 from poejax.tails import Tails, bounded
 from poejax.types import Array, Event, Field, Params
-from poejax.units._base import Unit
-from poejax.units._checks import check_batch, require_values
 from poejax.units._index import as_index, digits
-from poejax.units._vector import VectorUnit
+from poejax.units.base import Unit
+from poejax.units.checks import check_batch, require_values
+from poejax.units.vector import VectorUnit
+
+__all__ = ["Bernoulli", "BinaryUnit", "Categorical", "Spin"]
 
 
 def _bits(index: Array, size: int) -> Array:
