@@ -23,7 +23,8 @@ def as_float(x: Array) -> Array:
 
 def at_least_float32(v: Array) -> Array:
     """Return `v` in float32 or wider: in bfloat16 an event of odds 0.001 would fire at 0.008."""
-    return v.astype(jnp.promote_types(v.dtype, jnp.float32))
+    is_float = jnp.issubdtype(v.dtype, jnp.floating)
+    return v.astype(jnp.promote_types(v.dtype, jnp.float32) if is_float else jnp.float32)
 
 
 def mean_of_rows(x: Array, weights: Array | None = None) -> Array:

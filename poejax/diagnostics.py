@@ -85,7 +85,7 @@ def neighbour_log_ratios(model: Product, params: Params, x: Event, sites: Array)
 def _other_values(visible: Unit, x: Array, dtype: Any) -> Array:
     """Return the other values of sites of which `x` [S] is the value's number, [S, C - 1, ...]."""
     others = jnp.arange((visible.num_values or 1) - 1)
-    return visible.value_at(others + (others >= x[:, None]), dtype)
+    return visible.value_at(others + (others >= x[:, None]).astype(others.dtype), dtype)
 
 
 def check_sites(model: Product, num_sites: int | None = None) -> int:

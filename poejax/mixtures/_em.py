@@ -187,7 +187,7 @@ def climb(
         broke_down = ~jnp.isfinite(objective)
         goes_on = (gain >= tol) & ~broke_down
         candidate = m_step(candidate, weigh(jnp.exp(joint - rows)))
-        entry, tried = entry + taken, tried + 1
+        entry, tried = entry + taken.astype(entry.dtype), tried + 1
         return entry, goes_on, broke_down, best, candidate, log_likelihoods, objectives, tried
 
     unknown = jnp.full(max_steps + 1, jnp.nan, x.dtype)
