@@ -82,16 +82,21 @@ class Run:
         _checks.positive_int("batch_size", self.batch_size)
         _checks.fraction("average_decay", self.average_decay)
         model, learned = self.model, _checks.learned_model(self.estimator)
-        if model is not None:
-            _checks.model("model", model)
         if model is None:
             object.__setattr__(self, "model", learned)
-        elif learned not in (None, model):
+            return
+        _checks.model("model", model)
+        if learned not in (None, model):
             raise ValueError(f"estimator: expected one of {model}, got one of {learned}")
 
     @functools.cached_property
     def _value(self) -> tuple[Hashable, ...]:
         return tuple(_by_value.of(getattr(self, f.name)) for f in dataclasses.fields(self))
+
+    @functools.cached_property
+    def _program(self) -> Run:
+        # Weight and number of averages are no part of what is compiled.
+        return dataclasses.replace(self, average=False, average_decay=0.0)
 
     def __eq__(self, other: object) -> bool:
         """Whether the two do the same."""
@@ -132,18 +137,18 @@ class Run:
         if model is not None:
             name = "data" if preprocess is None else "preprocess(data)"
             _run_checks.require_spread(name, model.visible, x)
-        if params is not None:
+        is_given = params is not None
+        if is_given:
             params = _border.tree("params", params)
-            if model is not None:
-                model.check_params(params)
-                _run_checks.check_settings(model, split(params)[0])
-            params = jax.tree.map(jnp.asarray, params)
         elif model is None:
             raise ValueError("params: expected some to start from, as the estimator has no model")
         else:
             params = model.init(params_key)
         if model is not None:
             propriety.require_proper(model, params)
+            if is_given:
+                _run_checks.check_settings(model, split(params)[0])
+        params = jax.tree.map(jnp.asarray, params)
         trained = split(params)[0]
         state = TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -236,10 +241,8 @@ class Run:
                 data,
                 lambda: _run_checks.preprocessed(preprocess, state.rng_key, data),
             )
-        # Weight and number of averages are no part of what is compiled.
-        program = dataclasses.replace(self, average=False, average_decay=0.0)
         new_state, metrics, finite = _run_steps.scan(
-            program, state, data, num_steps, 1 - self.average_decay
+            self._program, state, data, num_steps, 1 - self.average_decay
         )
         if _checks.is_concrete(finite):
             _run_steps.require_finite(state, np.asarray(finite))

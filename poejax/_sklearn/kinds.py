@@ -55,7 +55,7 @@ class Kind(abc.ABC):
 
     def field(self, model: Product, rows: Matrix, weights: Any) -> Params:
         """Return the visible bias of the base rates of rows [N, D], weighted or not."""
-        raise NotImplementedError
+        return model.visible.fit_field(rows, smoothing=0.01, weights=weights)
 
     def missing(self, x: Matrix) -> Matrix:
         """Return where `x` is missing."""
@@ -71,9 +71,6 @@ class Bits(Kind):
     @property
     def preprocess(self) -> Preprocess:  # type: ignore[override]
         return _draw
-
-    def field(self, model: Product, rows: Matrix, weights: Any) -> Params:
-        return model.visible.fit_field(rows, smoothing=0.01, weights=weights)
 
     def rows(self, x: Matrix) -> Matrix:
         if self.threshold is not None:

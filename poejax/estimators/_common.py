@@ -58,10 +58,7 @@ def own_kernel(model: Product, kernel: Kernel | None) -> Kernel:
     _checks.model("model", model)
     if kernel is None:
         return block_gibbs(model)
-    if not hasattr(kernel, "step"):
-        raise TypeError(
-            f"kernel: expected a kernel such as kernels.block_gibbs(model), got {kernel!r}"
-        )
+    _checks.kernel("kernel", kernel)
     if (found := getattr(kernel, "model", model)) != model:
         raise ValueError(f"kernel: expected one of {model}, got one of {found}")
     return kernel
@@ -69,8 +66,7 @@ def own_kernel(model: Product, kernel: Kernel | None) -> Kernel:
 
 def own_model(name: str, estimator: Any, model: Product | None = None) -> Product:
     """Return the model of an estimator for complete events, which `model` may name again."""
-    if isinstance(estimator, type) or not hasattr(estimator, "grad"):
-        raise TypeError(f"{name}: expected an estimator such as pcd(model, 100), got {estimator!r}")
+    _checks.estimator(name, estimator)
     if _checks.own_rows(estimator) is not None:
         raise ValueError(
             f"{name}: expected an estimator for complete events; put `imputed` outside"

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from poejax._numerics import HALF_LOG_2PI
 from poejax._product import Product
 from poejax.exact._enumeration import draw_index, log_sum_exp, table
-from poejax.exact._factors import factors, params_at
+from poejax.exact._factors import params_at
+from poejax.experts._combine import factors
 from poejax.types import Array, Event, Params
 
 

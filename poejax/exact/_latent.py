@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from poejax._product import Product
 from poejax.exact._enumeration import draw_index, log_sum_exp, table
-from poejax.exact._factors import Factor, factors, params_at
+from poejax.exact._factors import params_at
 from poejax.experts import Expert
+from poejax.experts._combine import Factor, factors
 from poejax.experts._forms import Coupling
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit

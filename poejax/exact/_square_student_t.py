@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
 from poejax._product import Product
-from poejax.exact._factors import factors, params_at
+from poejax.exact._factors import params_at
+from poejax.experts._combine import factors
 from poejax.types import Array, Event, Params
 
 _LOG_PI = 1.1447298858494002

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
+from poejax._inheritance import revert
 from poejax._numerics import at_least_float32, map_rows
 from poejax.experts import _presence
 from poejax.experts._forms import Bank, CoordinateTerms, Coupling, StudentTTerms
@@ -49,16 +50,7 @@ class Expert(abc.ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        families = cls.__mro__[: cls.__mro__.index(Expert)]
-        defined: set[str] = set()  # by classes that come before, mixins among them
-        for family in families:
-            own = {name for name in family.__dict__ if not name.startswith(("__", "_abc"))}
-            void = (_SHORT_CUTS if defined - _BESIDE else set()) | (
-                _FORMS if defined & _CORE else set()
-            )
-            for name in (void & own) - defined:
-                setattr(cls, name, Expert.__dict__[name])
-            defined |= own
+        revert(cls, Expert, _void)
         _respect_presence(cls)
 
     @property
@@ -238,6 +230,11 @@ class Expert(abc.ABC):
         """
         del params
         return None
+
+
+def _void(parent: type, defined: set[str]) -> set[str]:
+    del parent
+    return (_SHORT_CUTS if defined - _BESIDE else set()) | (_FORMS if defined & _CORE else set())
 
 
 def absent_log_weight(expert: Expert, params: Params, z: Latent) -> Array:

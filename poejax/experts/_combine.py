@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -48,3 +48,19 @@ def latent_states_at(items: Items, index: Array) -> dict[str, Latent]:
         index, remainder = divide_index(index, expert.num_latent_states or 1)
         z[name] = expert.latent_state_at(remainder)
     return z
+
+
+class Factor(NamedTuple):
+    """One expert and where its parameters lie."""
+
+    expert: Expert
+    path: tuple[str, ...]
+
+
+def factors(model: Expert) -> list[Factor]:
+    """Return the experts of a product and of the products nested in it, in order."""
+    found = []
+    for name, expert in model.parts:
+        inner = factors(expert) if expert.parts else [Factor(expert, ())]
+        found += [Factor(f.expert, (name, *f.path)) for f in inner]
+    return found

@@ -8,7 +8,7 @@ import jax
 
 from poejax import _checks
 from poejax._product import Product
-from poejax.experts import Expert
+from poejax.experts._combine import factors
 from poejax.kernels._base import EventKernel
 from poejax.types import Array, ChainState, Event, GibbsInfo, Params
 
@@ -51,20 +51,10 @@ def block_gibbs(model: Product) -> BlockGibbs:
     """
     _checks.model("model", model)
     if model.is_opaque:
+        opaque = [".".join(path) for expert, path in factors(model) if expert.is_opaque]
         raise ValueError(
-            f"block_gibbs: only the density is known of the experts {_opaque(model)}; sample the "
+            f"block_gibbs: only the density is known of the experts {opaque}; sample the "
             "product with kernels.mala or kernels.hmc (real visible units), or with "
             "kernels.gibbs_with_gradients (discrete visible units)"
         )
     return BlockGibbs(model)
-
-
-def _opaque(model: Expert, prefix: str = "") -> list[str]:
-    """Return the paths of the opaque experts, e.g. "target.energy" in a nested product."""
-    paths = []
-    for name, expert in model.parts:
-        if expert.parts:
-            paths += _opaque(expert, f"{prefix}{name}.")
-        elif expert.is_opaque:
-            paths.append(f"{prefix}{name}")
-    return paths

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks, _foreign
+from poejax._inheritance import revert
 from poejax._numerics import as_float
 from poejax.tails import Reach, Tails, nowhere
 from poejax.types import Array, Event, Field, Params, PyTree
@@ -38,15 +39,7 @@ class Unit(abc.ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # What a complete class says of its density in other words does not hold of a changed one.
-        defined: set[str] = set()
-        for family in cls.__mro__[: cls.__mro__.index(Unit)]:
-            own = set(family.__dict__)
-            missing = getattr(family, "__abstractmethods__", {"log_partitions"})
-            if defined & _DENSITY and "log_partitions" not in missing:
-                for name in (_IN_OTHER_WORDS & own) - defined:
-                    setattr(cls, name, Unit.__dict__[name])
-            defined |= own
+        revert(cls, Unit, _void)
 
     @property
     @abc.abstractmethod
@@ -342,6 +335,13 @@ class Unit(abc.ABC):
 
 def _per_site(mask: Array, x: Array) -> Array:
     return jnp.reshape(mask, mask.shape + (1,) * (jnp.ndim(x) - mask.ndim))
+
+
+def _void(parent: type, defined: set[str]) -> set[str]:
+    # A class without a partition function says these for whoever completes it.
+    missing = getattr(parent, "__abstractmethods__", {"log_partitions"})
+    is_complete = "log_partitions" not in missing
+    return _IN_OTHER_WORDS if defined & _DENSITY and is_complete else set()
 
 
 def _without_values(unit: Unit) -> ValueError:
