@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma
 
-from poejax import _checks
+from poejax import _bits, _checks
 from poejax._numerics import at_least_float32, mean_of_rows
 from poejax.tails import Tails, bounded
 from poejax.types import Array, Event, Field, Params
@@ -65,9 +65,9 @@ class Binomial(VectorUnit):
         return self.num_trials * jax.nn.sigmoid(field)
 
     def sample(self, rng_key: Array, field: Field) -> Event:
-        p = jax.nn.sigmoid(at_least_float32(field))
-        bits = jax.random.bernoulli(rng_key, p, (self.num_trials, self.size))
-        return jnp.sum(bits, axis=0).astype(at_least_float32(field).dtype)
+        field = at_least_float32(field)
+        trials = jnp.broadcast_to(field, (self.num_trials, self.size))
+        return jnp.sum(_bits.bernoulli(rng_key, trials), axis=0).astype(field.dtype)
 
     def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
         p = (1 - smoothing) * mean_of_rows(x, weights) / self.num_trials + smoothing / 2

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks
+from poejax import _bits, _checks
 from poejax._numerics import as_float, at_least_float32, mean_of_rows
 from poejax.tails import Tails, bounded
 from poejax.types import Array, Event, Field, Params
@@ -21,7 +21,7 @@ from poejax.units.vector import VectorUnit
 __all__ = ["Bernoulli", "BinaryUnit", "Categorical", "Spin"]
 
 
-def _bits(index: Array, size: int) -> Array:
+def _binary_digits(index: Array, size: int) -> Array:
     num_bits = min(size, jnp.iinfo(index.dtype).bits)
     bits = (index >> jnp.arange(num_bits, dtype=index.dtype)) & 1
     # Sites beyond the bits of an index are zero for every index that fits.
@@ -63,7 +63,7 @@ class Bernoulli(BinaryUnit):
 
     def state_at(self, index: Array) -> Event:
         index = as_index(index, self.num_states, self)
-        return _bits(index, self.size).astype(jnp.result_type(float))
+        return _binary_digits(index, self.size).astype(jnp.result_type(float))
 
     def log_partitions(self, field: Field) -> Array:
         # jax.nn.softplus costs 2-3 times as much on a CPU. The two selections agree on the sign
@@ -76,7 +76,7 @@ class Bernoulli(BinaryUnit):
         return jax.nn.sigmoid(field)
 
     def sample(self, rng_key: Array, field: Field) -> Event:
-        return jax.random.bernoulli(rng_key, self.mean(at_least_float32(field))).astype(field.dtype)
+        return _bits.bernoulli(rng_key, at_least_float32(field)).astype(field.dtype)
 
     def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
         p = (1 - smoothing) * mean_of_rows(x, weights) + smoothing / 2
@@ -101,7 +101,7 @@ class Spin(BinaryUnit):
 
     def state_at(self, index: Array) -> Event:
         index = as_index(index, self.num_states, self)
-        return 2 * _bits(index, self.size).astype(jnp.result_type(float)) - 1
+        return 2 * _binary_digits(index, self.size).astype(jnp.result_type(float)) - 1
 
     def log_partitions(self, field: Field) -> Array:
         return jnp.abs(field) + jnp.log1p(jnp.exp(-2 * jnp.abs(field)))
@@ -110,7 +110,7 @@ class Spin(BinaryUnit):
         return jnp.tanh(field)
 
     def sample(self, rng_key: Array, field: Field) -> Event:
-        up = jax.random.bernoulli(rng_key, jax.nn.sigmoid(2 * at_least_float32(field)))
+        up = _bits.bernoulli(rng_key, 2 * at_least_float32(field))
         return jnp.where(up, 1, -1).astype(field.dtype)
 
     def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
@@ -224,7 +224,7 @@ class Categorical(Unit):
         return jax.nn.softmax(field, axis=-1)
 
     def sample(self, rng_key: Array, field: Field) -> Event:
-        choice = jax.random.categorical(rng_key, at_least_float32(field), axis=-1)
+        choice = _bits.categorical(rng_key, at_least_float32(field))
         return jax.nn.one_hot(choice, self.num_classes, dtype=field.dtype)
 
     def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
