@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 import poejax as pj
 from experiments.lab import own_data, runs, tables
+from experiments.lab.encoders import reconstruct
 from poejax import plotting
 from poejax.types import Array, Params
 
@@ -65,19 +66,18 @@ def _monitor(
     num_sites = min(_PSEUDO_SITES, model.visible.num_sites)
 
     def scored(x: Array) -> Array:
+        def one(key: Array, row: Array) -> Array:
+            if score == "score_matching":
+                return pj.estimators.score_matching(model, num_sites).loss(key, params, row)
+            return pj.diagnostics.pseudo_log_likelihood(key, model, params, row, num_sites)
+
         # The same sites at every report, so that its changes are the model's.
-        keys = jax.random.split(key, x.shape[0])
-        if score == "score_matching":
-            loss = pj.estimators.score_matching(model, num_sites).loss
-            return jax.vmap(lambda k, row: loss(k, params, row))(keys, x).mean()
-        return jax.vmap(
-            lambda k, row: pj.diagnostics.pseudo_log_likelihood(k, model, params, row, num_sites)
-        )(keys, x).mean()
+        return jax.vmap(one)(jax.random.split(key, x.shape[0]), x).mean()
 
     def density(x: Array) -> Array:
         return jax.vmap(model.log_density, in_axes=(None, 0))(params, x).mean()
 
-    reconstructed = jax.vmap(functools.partial(pj.inference.reconstruct, model, params))(validation)
+    reconstructed = reconstruct(model, params, validation)
     return {
         f"train_{score}": scored(train),
         f"validation_{score}": scored(validation),
@@ -168,8 +168,7 @@ class Evaluation(NamedTuple):
         """Draw filters, samples beside images and reconstructions."""
         model, params, data, _ = self
         # Pixel probabilities, the way samples of RBMs are usually shown.
-        reconstruct = jax.vmap(functools.partial(pj.inference.reconstruct, model, params))
-        means, reconstructed = reconstruct(samples), reconstruct(shown[:10])
+        means, reconstructed = (reconstruct(model, params, x) for x in (samples, shown[:10]))
         what = "values" if data.coordinates else "probabilities"
         held_out = "test digits, binarised" if not data.description else "test images"
         labels = (held_out, f"{what} after {sample_steps} Gibbs sweeps")
@@ -257,10 +256,7 @@ def table_figures(data: own_data.Data, samples: Array, sample_steps: int) -> dic
     x = data.preprocess(jax.random.key(0), jnp.asarray(data.train))
     labels = (f"{len(x)} training rows", f"{len(samples)} samples, {sample_steps} Gibbs sweeps")
     real, drawn = data.to_values(x), data.to_values(samples)
-    flat, flat_drawn = (
-        np.asarray(x.reshape(len(x), -1)),
-        np.asarray(samples.reshape(len(samples), -1)),
-    )
+    flat, flat_drawn = (np.asarray(rows.reshape(len(rows), -1)) for rows in (x, samples))
     of = "standardised columns" if data.coordinates else "columns"
     of = "indicators of categories" if data.levels is not None else of
     return {

@@ -30,6 +30,7 @@ from experiments.multimodal_vae.model import (
     ONLY_A,
     ONLY_B,
     Fusion,
+    Graph,
     Mask,
     MultimodalVAE,
     elbo,
@@ -92,7 +93,7 @@ RULES = {
 class NegativeELBO:
     """The loss of a rule: minus the sum of the ELBOs of its subsets, the mean over a batch."""
 
-    graph: nnx.GraphDef[MultimodalVAE]
+    graph: Graph
     rule: Rule
 
     def __call__(self, rng_key: Array, params: Any, batch: Array) -> Array:
@@ -109,9 +110,7 @@ class NegativeELBO:
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "fusion"))
-def validate(
-    rng_key: Array, graph: nnx.GraphDef[MultimodalVAE], params: Any, x: Array, fusion: Fusion
-) -> Array:
+def validate(rng_key: Array, graph: Graph, params: Any, x: Array, fusion: Fusion) -> Array:
     """Return the mean ELBO of both views over bits [N, 2, P], by one draw of z each."""
     model = nnx.merge(graph, params)
     keys = jax.random.split(rng_key, x.shape[0])
@@ -120,24 +119,19 @@ def validate(
 
 @functools.partial(jax.jit, static_argnames=("graph", "fusion", "num_samples"))
 def evaluate(
-    rng_key: Array,
-    graph: nnx.GraphDef[MultimodalVAE],
-    params: Any,
-    x: Array,
-    fusion: Fusion,
-    num_samples: int,
+    rng_key: Array, graph: Graph, params: Any, x: Array, fusion: Fusion, num_samples: int
 ) -> dict[str, Array]:
     """Return the scores of every row of bits [N, 2, P], a few rows at a time."""
     model = nnx.merge(graph, params)
-    keys = jax.random.split(rng_key, x.shape[0])
-    return jax.lax.map(
-        lambda row: score(row[0], model, fusion, row[1], num_samples), (keys, x), batch_size=10
-    )
+
+    def one(row: tuple[Array, Array]) -> dict[str, Array]:
+        key, x = row
+        return score(key, model, fusion, x, num_samples)
+
+    return jax.lax.map(one, (jax.random.split(rng_key, x.shape[0]), x), batch_size=10)
 
 
-def sample(
-    rng_key: Array, graph: nnx.GraphDef[MultimodalVAE], params: Any, config: Config
-) -> Array:
+def sample(rng_key: Array, graph: Graph, params: Any, config: Config) -> Array:
     """Return the pixel probabilities [64, 2, P] at draws of z from the prior."""
     z = jax.random.normal(rng_key, (64, config.num_latents))
     return jax.nn.sigmoid(jax.vmap(nnx.merge(graph, params).logits)(z))
@@ -145,7 +139,7 @@ def sample(
 
 def train(
     config: Config, data: Halves, rule: Rule, seed: int, bar: Any
-) -> tuple[nnx.GraphDef[MultimodalVAE], Any, list[dict[str, Any]]]:
+) -> tuple[Graph, Any, list[dict[str, Any]]]:
     """Train one model; returns its graph, its parameters and a record per epoch."""
     num_rows, _, num_pixels = data.train.shape
     init_key, train_key, validation_key = jax.random.split(jax.random.key(seed), 3)
@@ -163,8 +157,7 @@ def train(
 
     def look(state: training.TrainState, metrics: training.Metrics) -> None:
         value = float(validate(validation_key, graph, state.params, data.validation, rule.fusion))
-        loss = float(metrics.info.loss.mean())
-        records.append({"epoch": len(records) + 1, "loss": loss, "validation_elbo": value})
+        records.append({"epoch": len(records) + 1, "validation_elbo": value})
         bar.update()
         bar.set_postfix({"validation ELBO": f"{value:.1f}"}, refresh=False)
 
@@ -182,11 +175,9 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     start = time.perf_counter()
     data = halves.load(config.dataset, config.halves)
     runs.require_batch(config.batch_size, len(data.train))
-    per_seed: dict[str, list[dict[str, float]]] = {
-        "mean image": [means(halves.mean_image_scores(data))]
-    }
+    per_seed = {"mean image": [means(halves.mean_image_scores(data))]}
     baseline = f"{config.num_components} Bernoulli mixture"
-    curves: dict[int, dict[str, float]] = {}
+    curves: list[dict[str, Any]] = []
     seconds = dict.fromkeys(RULES, 0.0)
     total = len(RULES) * config.num_seeds * config.num_epochs
     with runs.progress(total, "training", "epoch") as bar:
@@ -201,15 +192,12 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 found = evaluate(key, graph, params, data.test, rule.fusion, config.num_samples)
                 per_seed.setdefault(name, []).append(means(found))
                 if seed == 0:
-                    for record in records:
-                        row = curves.setdefault(record["epoch"], {"epoch": record["epoch"]})
-                        row[name] = record["validation_elbo"]
+                    curves += [{"epoch": r["epoch"], name: r["validation_elbo"]} for r in records]
                     completions = {view: found[f"{view}_completion"] for view in "ab"}
                     samples = sample(jax.random.key(0xF16), graph, params, config)
                     halves.draw(workdir / "figures", name, data, completions, samples)
-    figure = plotting.learning_curves(
-        list(curves.values()), {"validation ELBO of both halves (nats)": list(RULES)}
-    )
+    panels = {"validation ELBO of both halves (nats)": list(RULES)}
+    figure = plotting.learning_curves(curves, panels)
     plotting.save(figure, workdir / "figures" / "curves.png")
     results = {
         "scores": per_seed,

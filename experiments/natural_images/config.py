@@ -47,19 +47,15 @@ class Config(runs.Options):
     bounds: ClassVar = {"side": 2, "window": 2, "ais_chains": 2, "ais_steps": 2}
     bounds |= {"hmc_acceptance": (0, 1)}
 
-    def __post_init__(self) -> None:
-        """Refuse impossible values before any work is done."""
-        super().__post_init__()
+    def check(self) -> None:
+        """Refuse two kinds of data, improper products, and stages of unequal length."""
         if self.images is not None and self.wav is not None:
             raise ValueError("images, wav: expected one of them at most, got both")
         runs.require_batch(self.batch_size, self.num_train)
+        proper = "more than 0.5, or a complete product (as AIS starts from) is improper"
         for name in ("exponent", "wide_exponent"):
-            if not getattr(self, name) > 0.5:
-                raise ValueError(
-                    f"{name}: expected more than 0.5, or a complete product (as AIS starts from) "
-                    f"is improper, got {getattr(self, name)}"
-                )
-        runs.require_multiple(self, "num_steps", "num_stages")
+            self.expect(getattr(self, name) > 0.5, name, proper)
+        self.expect_multiple("num_steps", of="num_stages")
 
 
 PRESETS = {

@@ -49,9 +49,9 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     runs.open_workdir(workdir, config, config.resume, unchecked=(*free, "workdir", "resume"))
     cells = Cells(workdir / "results.json")
     networks.run(config, data, cells, workdir)
-    figure = report.draw(cells.values, num_rows)
+    figure = report.draw(cells, num_rows)
     plotting.save(figure, workdir / "figures" / "errors.png")
-    return cells.values
+    return cells
 
 
 main = runs.main_of(PRESETS, __doc__, "pretraining", train_and_evaluate, report.table, resumes=True)

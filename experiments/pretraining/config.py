@@ -40,11 +40,10 @@ class Config(runs.DigitOptions):
 
     bounds: ClassVar = {"labels": 0}
 
-    def __post_init__(self) -> None:
-        """Refuse impossible values before any work is done."""
-        super().__post_init__()
-        if min(n or 10 for n in self.labels) < 10:
-            raise ValueError(f"labels: expected at least 10, or 0 for all, got {self.labels}")
+    def check(self) -> None:
+        """Refuse fewer labels than classes."""
+        enough = min(n or 10 for n in self.labels) >= 10
+        self.expect(enough, "labels", "at least 10, or 0 for all")
 
 
 PRESETS = {

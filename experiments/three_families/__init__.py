@@ -30,7 +30,7 @@ import poejax as pj
 from experiments.lab import runs, tables
 from experiments.lab.plane import NUM_NODES, TARGETS, Target, nodes
 from experiments.three_families.report import draw_votes
-from poejax import chains, training
+from poejax import chains, plotting, training
 from poejax.types import Array, Event, Params
 
 
@@ -76,7 +76,6 @@ PRESETS = {
     ),
 }
 
-_TITLES = {"student_t": "Student-t experts", "gaussian": "Gaussian", "neural": "network, -E"}
 _WIDTH, _BOUND = 32, 5.0  # of the hidden layers; of the energy, in nats
 
 
@@ -172,14 +171,12 @@ def sample_check(
     x = nodes(wide)
     log_p = jax.vmap(model.log_density, in_axes=(None, 0))(params, x) - log_z
     p = np.exp(np.asarray(log_p, np.float64)) * (2 * wide.extent / NUM_NODES) ** 2
-    radii = np.linalg.norm(np.asarray(samples, np.float64), axis=1)
-    expected = float(np.sum(p * np.linalg.norm(np.asarray(x, np.float64), axis=1)))
-    std_err = float(radii.std(ddof=1) / np.sqrt(len(radii)))
+    of_nodes, of_samples = (np.linalg.norm(np.asarray(v, np.float64), axis=1) for v in (x, samples))
     return {
         "mass_on_square": float(p.sum()),
-        "mean_radius": expected,
-        "mean_radius_of_samples": float(radii.mean()),
-        "mean_radius_std_err": std_err,
+        "mean_radius": float(np.sum(p * of_nodes)),
+        "mean_radius_of_samples": float(of_samples.mean()),
+        "mean_radius_std_err": tables.std_err(of_samples),
     }
 
 
@@ -191,8 +188,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     """
     if config.target not in TARGETS:
         raise ValueError(f"target: expected one of {list(TARGETS)}, got {config.target!r}")
-    if config.num_steps % 10 or config.num_steps < 10:
-        raise ValueError(f"num_steps: expected a multiple of 10, got {config.num_steps}")
+    config.expect(config.num_steps % 10 == 0, "num_steps", "a multiple of 10")
     begin = time.perf_counter()
     target, model = TARGETS[config.target], build(config.num_student_t)
     keys = jax.random.split(jax.random.key(config.seed), 5)
@@ -230,9 +226,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         "samples": sample_check(model, params, quadrature.log_z, samples, target)
         | {"step_size": step_size, "acceptance": acceptance},
     }
-    log_z = quadrature.log_z
-    path = workdir / "three_families.png"
-    draw_votes(path, model, params, log_z, data, samples, target, _TITLES)
+    figure = draw_votes(model, params, quadrature.log_z, data, samples, target)
+    plotting.save(figure, workdir / "three_families.png")
     return runs.write_results(workdir, config, results, begin, table)
 
 
