@@ -82,7 +82,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     unchecked = ("arms", "num_seeds", "workdir", "resume")
     runs.open_workdir(workdir, config, config.resume, unchecked)
     cells = Cells(workdir / "results.json")
-    data = {n: supervised.examples(getattr(loaded, n)) for n in ("train", "validation", "test")}
+    data = supervised.splits(loaded)
     with runs.progress(len(config.arms) * config.num_seeds, "arms", "arm") as bar:
         for seed in range(config.num_seeds):
             for arm in config.arms:

@@ -15,6 +15,7 @@ from flax import nnx
 
 import poejax as pj
 from experiments.lab import logistic, runs, supervised
+from experiments.lab.rbm_recipe import make_model
 from experiments.lab.supervised import NUM_CLASSES, Examples, decayed
 from poejax import datasets, nn, stacks, training
 from poejax.types import Array, Event, Params
@@ -168,27 +169,6 @@ class NoisyBits:
         return jnp.where(keep, bits / (1 - self.dropped), 0)
 
 
-def classification_rbm(num_pixels: int, num_hidden: int) -> pj.Product:
-    """Build p(image, label) ∝ exp(aᵀx + dᵀy) Π_j [1 + exp(w_jᵀx + u_jᵀy + b_j)]."""
-    visible = pj.units.Joint(
-        image=pj.units.Bernoulli(num_pixels), label=pj.units.Categorical(1, NUM_CLASSES)
-    )
-    hidden = pj.experts.HiddenBank(visible, pj.units.Bernoulli(num_hidden))
-    return pj.product(visible, bias=pj.experts.Bias(visible), hidden=hidden)
-
-
-def label_rule(
-    model: pj.Product, discriminative: float, generative: float, num_chains: int
-) -> pj.types.Estimator:
-    """Weigh -log p(y | x) against -log p(x, y), the latter by PCD; returns an estimator."""
-    terms: dict[str, tuple[pj.types.Estimator, float]] = {
-        "discriminative": (pj.estimators.discriminative(model), discriminative),
-        "generative": (pj.estimators.pcd(model, num_chains), generative),
-    }
-    used = {name: term for name, term in terms.items() if term[1]}
-    return pj.estimators.blend(model, **used)
-
-
 def train_classification_rbm(
     config: Config, rng_key: Array, arm: Arm, data: dict[str, Examples], report: Report
 ) -> dict[str, float]:
@@ -197,21 +177,26 @@ def train_classification_rbm(
     Trained on bits, drawn anew for every batch. Images are classified by p(y | x) at their
     intensities, as Larochelle & Bengio (2008) did.
     """
-    weights = {
-        "generative": (0.0, 1.0),
-        "discriminative": (1.0, 0.0),
-        "hybrid": (1.0, config.generative_weight),
-    }
-    rows = as_events(data["train"])
     num_rows, num_pixels = data["train"].images.shape
-    model = classification_rbm(num_pixels, config.joint_hidden)
-    rule = label_rule(model, *weights[arm], num_chains=config.num_chains)
+    image, label = pj.units.Bernoulli(num_pixels), pj.units.Categorical(1, NUM_CLASSES)
+    # p(image, label) ∝ exp(aᵀx + dᵀy) Π_j [1 + exp(w_jᵀx + u_jᵀy + b_j)]
+    model = make_model(pj.units.Joint(image=image, label=label), config.joint_hidden)
+    # -log p(y | x) and -log p(x, y), and their weights.
+    terms: dict[str, tuple[pj.types.Estimator, float]] = {}
+    if arm != "generative":
+        terms["discriminative"] = pj.estimators.discriminative(model), 1.0
+    if arm != "discriminative":
+        weight = config.generative_weight if arm == "hybrid" else 1.0
+        terms["generative"] = pj.estimators.pcd(model, config.num_chains), weight
+    rule: pj.types.Estimator = pj.estimators.blend(model, **terms)
     make_tx, rate = optax.adam, config.discriminative_rate
     if arm == "generative":
         rule = pj.estimators.centered(rule)
         make_tx, rate = optax.sgd, config.generative_rate
     per_epoch = num_rows // config.batch_size
     num_steps = config.joint_epochs * per_epoch
+    labels = jax.nn.one_hot(data["train"].labels, NUM_CLASSES)[:, None]
+    rows = {"image": data["train"].images, "label": labels}
     params_key, train_key = jax.random.split(rng_key)
     params = model.init_from(params_key, draw_image(params_key, rows))
     tx = make_tx(decayed(rate, num_steps))
@@ -228,11 +213,6 @@ def train_classification_rbm(
 
     run.steps(run.init(train_key, rows, params), rows, num_steps, judge, per_epoch)
     return best
-
-
-def as_events(data: Examples) -> dict[str, Array]:
-    """Return intensities and one-hot labels as the rows of a joint model."""
-    return {"image": data.images, "label": jax.nn.one_hot(data.labels, NUM_CLASSES)[:, None]}
 
 
 def draw_image(rng_key: Array, rows: dict[str, Array]) -> Event:

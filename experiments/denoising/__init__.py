@@ -17,7 +17,6 @@ An estimate is a probability per pixel. Bit error rate: the share of pixels whos
 ½, is not the clean bit. PSNR: -10 log10 of the mean squared difference between the uncut estimate
 and the clean bits. Both over all pixels of all test digits, for the erased square over its pixels.
 Writes results.json and figures/.
-
 """
 
 from __future__ import annotations

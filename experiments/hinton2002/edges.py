@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import poejax as pj
-from experiments.hinton2002.grid import only_unigauss
 from experiments.lab import runs, tables
 from experiments.lab.encoders import reconstruct
+from experiments.lab.ica import optimizer
 from poejax import plotting, training
 from poejax.types import Array, Params
 
@@ -129,7 +129,7 @@ def evaluate(model: pj.Product, params: Params, test: Array, side: int) -> dict[
 def run(config: Config, figures: Path) -> dict[str, Any]:
     """Train by CD-1, seed by seed; returns figures of merit before and after, and draws."""
     model = build(config)
-    tx = only_unigauss(config.learning_rate, config.num_steps)
+    tx = optimizer(config.learning_rate, config.num_steps, frozen=("broad",))
     run = training.Run(pj.estimators.cd(model), tx, config.batch_size)
     shape = (config.side, config.side)
     results: dict[str, Any] = {"before": [], "after": []}

@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
 import poejax as pj
 from experiments.lab import runs, tables
 from experiments.lab.figures import on_square
+from experiments.lab.ica import optimizer
 from poejax import chains, plotting, training
 from poejax._product import log_densities
 from poejax.types import Array, Params
@@ -85,14 +85,6 @@ def initial_params(rng_key: Array, model: pj.Product, config: Config, x: Array) 
     return {"broad": broad, "unigauss": drawn | {"mean": mean, "log_precision": scale}}
 
 
-def only_unigauss(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-    """Return Adam along a cosine for the unigauss experts; the broad Gaussian stays."""
-    adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-    return optax.multi_transform(
-        {"learned": adam, "fixed": optax.set_to_zero()}, {"broad": "fixed", "unigauss": "learned"}
-    )
-
-
 def cell_masses(log_prob: Any) -> np.ndarray:
     """Return the probability of the unit square about each grid point, [SIDE, SIDE].
 
@@ -149,8 +141,8 @@ def run(config: Config, figures: Path) -> dict[str, Any]:
     model = build(config)
     entropy = math.log(SIDE**2 - 1) + math.log(2 * math.pi * math.e * config.cluster_sd**2)
     results: dict[str, Any] = {"ceiling": -entropy, "models": {}}
-    cd_tx = only_unigauss(config.cd_learning_rate, config.cd_steps)
-    exact_tx = only_unigauss(config.exact_learning_rate, config.exact_steps)
+    cd_tx = optimizer(config.cd_learning_rate, config.cd_steps, frozen=("broad",))
+    exact_tx = optimizer(config.exact_learning_rate, config.exact_steps, frozen=("broad",))
     cd = training.Run(pj.estimators.cd(model), cd_tx, config.batch_size)
     exact = training.Run(pj.estimators.exact(model), exact_tx, config.num_train)
     rules = {"CD-1": (cd, config.cd_steps), "CD-1, then exact": (exact, config.exact_steps)}

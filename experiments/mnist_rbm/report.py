@@ -123,8 +123,8 @@ class Evaluation(NamedTuple):
         starts = x_train[jnp.arange(num_chains) % x_train.shape[0]]
         fantasies = self.sample(chain_key, sample_steps, starts)
         log_z = {
-            "": _anneal(ais_key, model, params, base, betas, num_chains, None),
-            "reverse_": _anneal(reverse_key, model, params, base, betas, num_chains, fantasies),
+            "": self.anneal(ais_key, base, betas, num_chains, None),
+            "reverse_": self.anneal(reverse_key, base, betas, num_chains, fantasies),
         }
         shift = data.log_volume  # density in the coordinates of the model, to density in the data's
         results: dict[str, Any] = {"ais_chains": num_chains, "ais_steps": int(betas.shape[0]) - 1}
@@ -194,26 +194,20 @@ class Evaluation(NamedTuple):
         x: Array = states.x
         return x
 
-
-def _anneal(
-    rng_key: Array,
-    model: pj.Product,
-    params: Params,
-    base: pj.evidence.Base,
-    betas: Array,
-    num_chains: int,
-    reverse_from: Array | None,
-) -> pj.evidence.LogZ:
-    total = int(betas.shape[0]) - 1
-    piece = max(1, total // 50)
-    state = pj.evidence.ais_init(rng_key, model, params, base, betas, num_chains, reverse_from)
-    with runs.progress(total, "AIS" if reverse_from is None else "reverse AIS", "beta") as bar:
-        while (step := int(state.step)) < total:
-            state = pj.evidence.ais_steps(state, model, params, base, betas, piece)
-            bar.update(int(state.step) - step)
-            ess = float(pj.evidence.ais_result(state).ess)
-            bar.set_postfix({"ess": f"{ess:.1f}/{num_chains}"}, refresh=False)
-    return pj.evidence.ais_result(state)
+    def anneal(
+        self, rng_key: Array, base: pj.evidence.Base, betas: Array, count: int, x: Array | None
+    ) -> pj.evidence.LogZ:
+        """Estimate log Z by `count` runs of AIS, in reverse from samples `x` unless None."""
+        model, params, total = self.model, self.params, len(betas) - 1
+        piece, name = max(1, total // 50), "AIS" if x is None else "reverse AIS"
+        state = pj.evidence.ais_init(rng_key, model, params, base, betas, count, x)
+        with runs.progress(total, name, "beta") as bar:
+            while (step := int(state.step)) < total:
+                state = pj.evidence.ais_steps(state, model, params, base, betas, piece)
+                bar.update(int(state.step) - step)
+                ess = float(pj.evidence.ais_result(state).ess)
+                bar.set_postfix({"ess": f"{ess:.1f}/{count}"}, refresh=False)
+        return pj.evidence.ais_result(state)
 
 
 def table(results: dict[str, Any]) -> list[tables.Table]:

@@ -27,8 +27,7 @@ import poejax as pj
 from experiments.lab import ica, runs
 from experiments.lab.scoring import exact_log_likelihood
 from experiments.natural_images import patches, report
-from experiments.natural_images.config import PRESETS, Config
-from experiments.natural_images.models import Judge, Learner, gibbs_speed
+from experiments.natural_images.models import PRESETS, Config, Judge, Learner, gibbs_speed
 
 
 def load(config: Config, seed: int) -> patches.Patches:
@@ -50,6 +49,7 @@ def load(config: Config, seed: int) -> patches.Patches:
     return patches.cut(pictures, shape, config.num_train, config.num_test, seed, source)
 
 
+BASES = ("random basis", "principal components", "FastICA")  # whose marginals are fitted
 RULES = {"exact gradient": "exact", "CD-1, block Gibbs": "gibbs", "CD-1, HMC": "hmc"}
 
 
@@ -87,8 +87,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 white = ica.whitening(data.train, size)
             z, z_test = (jnp.asarray(white(x), jnp.float32) for x in (data.train, data.test))
             judge.add_gaussian(z_test)
-            for name, basis in BASES.items():
-                start, w = time.perf_counter(), basis(z, seed)
+            for name in BASES:
+                start, w = time.perf_counter(), basis(name, z, seed)
                 row = judge.add_filters(name, w, white, z_test, time.perf_counter() - start)
                 row["fitted"] = score(learner.fit_marginals(w, z, seed))
                 done(name, row["fitted"])
@@ -118,8 +118,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     results |= {"models": judge.models, "machine": runs.machine(), "ais_chains": config.ais_chains}
     results["tables"] = report.table(results)
     runs.write_json(workdir / "results.json", results)
-    folder = workdir / "figures"
-    report.draw(folder, judge.filters, judge.measures, data.shape, data.source)
+    report.draw(workdir / "figures", judge.filters, judge.measures, data)
     return results
 
 
@@ -132,22 +131,14 @@ def quantiles(params: pj.types.Params) -> dict[str, list[float]]:
     }
 
 
-def _random(z: jax.Array, seed: int) -> np.ndarray:
+def basis(name: str, z: jax.Array, seed: int) -> np.ndarray:
+    """Return an orthonormal basis of the whitened space, [D, D]."""
     size = z.shape[1]
-    return np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
-
-
-def _principal(z: jax.Array, seed: int) -> np.ndarray:
-    del seed
-    return np.eye(z.shape[1])
-
-
-def _fastica(z: jax.Array, seed: int) -> np.ndarray:
+    if name == "random basis":
+        return np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
+    if name == "principal components":
+        return np.eye(size)
     return ica.fastica(np.asarray(z), seed, max_iter=200)
-
-
-# Orthonormal bases of the whitened space whose Student-t marginals are fitted.
-BASES = {"random basis": _random, "principal components": _principal, "FastICA": _fastica}
 
 
 main = runs.main_of(

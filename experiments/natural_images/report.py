@@ -12,6 +12,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from experiments.lab import encoders, figures, tables
+from experiments.natural_images.patches import Patches
 from poejax import plotting
 
 Floats = npt.NDArray[np.float64]
@@ -58,10 +59,9 @@ def draw_filters(filters: Floats, shape: tuple[int, int], title: str) -> Figure:
     return figure
 
 
-def draw_measures(
-    found: Mapping[str, Mapping[str, npt.ArrayLike]], title: str, place: str = "pixels"
-) -> Figure:
+def draw_measures(found: Mapping[str, Mapping[str, Floats]], data: Patches) -> Figure:
     """Draw where and in which band each filter lives, a panel for every set of filters."""
+    place = "pixels" if data.shape[0] > 1 else "samples"
     columns = min(4, len(found))
     rows = math.ceil(len(found) / columns)
     figure = Figure((3.1 * columns, 2.9 * rows + 0.4), dpi=150, layout="tight")
@@ -74,7 +74,7 @@ def draw_measures(
         axes.set_title(name, fontsize="medium")
         axes.grid(color="0.9")
         figures.bare(axes)
-    figure.suptitle(title)
+    figure.suptitle(f"Participation ratios of filters of {data.source}")
     return figure
 
 
@@ -82,17 +82,14 @@ def draw(
     folder: Path,
     filters: Mapping[str, Floats],
     found: Mapping[str, Mapping[str, Floats]],
-    shape: tuple[int, int],
-    source: str,
+    data: Patches,
 ) -> None:
     """Write a figure for every set of filters, sparsest first, and one of all measures."""
     for name, columns in filters.items():
-        order = np.argsort(-found[name]["kurtosis"])
+        figure = draw_filters(columns[:, np.argsort(-found[name]["kurtosis"])], data.shape, name)
         file = "".join(c if c.isalnum() else "_" for c in name.lower())
-        plotting.save(draw_filters(columns[:, order], shape, name), folder / f"filters_{file}.png")
-    title = f"Participation ratios of filters of {source}"
-    place = "pixels" if shape[0] > 1 else "samples"
-    plotting.save(draw_measures(found, title, place), folder / "measures.png")
+        plotting.save(figure, folder / f"filters_{file}.png")
+    plotting.save(draw_measures(found, data), folder / "measures.png")
 
 
 def table(results: Mapping[str, Any]) -> list[tables.Table]:

@@ -16,7 +16,6 @@ digits 5-9 apart from few labels, on three representations of the same intensiti
 Each is centred, and divided by one number, its root mean square on the digits 0-4. The penalty is
 chosen by cross-validation on the labelled digits alone, which are the same for all.
 Writes results.json and figures/.
-
 """
 
 from __future__ import annotations

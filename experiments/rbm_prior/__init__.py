@@ -12,7 +12,6 @@ image takes the mean of the other K - 1 as its baseline (Kool et al. 2019), whic
 prior's is the contrastive surrogate between codes and persistent chains. Only the chains are
 approximate. Compares an RBM prior with independent Bernoullis, all else equal, by held-out bounds
 that contain the exact log Z, from the 2^J states of the RBM's hidden units.
-
 """
 
 from __future__ import annotations
