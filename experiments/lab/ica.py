@@ -59,9 +59,8 @@ def fastica(x: npt.ArrayLike, seed: int, max_iter: int = 1000) -> Floats:
     Symmetric, contrast log cosh, by scikit-learn. Source: Hyvärinen (1999).
     """
     solver = FastICA(whiten=False, fun="logcosh", max_iter=max_iter, random_state=seed)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         # It stops at max_iter; the figures say how well that did.
-        warnings.simplefilter("ignore", ConvergenceWarning)
         solver.fit(np.asarray(x, np.float64))
     return np.asarray(solver.components_.T)
 

@@ -105,8 +105,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     errors = {name: np.empty(shape) for name in REPRESENTATIONS}
     for seed in range(config.num_seeds):
         key = jax.random.key(seed)
-        description = f"RBM, seed {seed}"
-        model, params = config.rbm.fit(key, images, datasets.stochastic, description)
+        model, params = config.rbm.fit(key, images, datasets.stochastic, f"RBM, seed {seed}")
         w = np.asarray(params["hidden"]["w"])
         clusters = pj.mixtures.kmeans(
             jax.random.fold_in(key, 1), jnp.asarray(images) / 255, config.rbm.num_hidden

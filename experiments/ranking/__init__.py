@@ -102,8 +102,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     sizes = []
     for seed in range(config.num_seeds):
         key = jax.random.key(seed)
-        description = f"RBM, seed {seed}"
-        model, params = config.rbm.fit(key, train, rbm_recipe.as_bits, description)
+        model, params = config.rbm.fit(key, train, rbm_recipe.as_bits, f"RBM, seed {seed}")
         mixture_key = jax.random.fold_in(key, 1)
         mixture = scoring.fit_mixture(mixture_key, train, train, config.mixture_sizes)
         sizes.append([mixture.num_components, mixture.smoothing])

@@ -176,8 +176,7 @@ def _imputation(seed: int, fit: recipes.GaussianFit, x: Matrix, tested: Matrix) 
         jax.random.key(seed), fit.model, fit.params, tested, observed, num_chains=8, num_steps=200
     )
     standard = np.where(observed, (tested - mean) / scale, np.nan)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         peer = IterativeImputer(random_state=seed, max_iter=30).fit((x - mean) / scale)
         by_peer = mean + scale * peer.transform(standard)
 

@@ -64,8 +64,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                     "Gaussian": pj.evidence.gaussian_base(model, drawn),
                 }
                 for name, base in bases.items():
-                    with warnings.catch_warnings(record=True) as caught:
-                        warnings.simplefilter("always")
+                    with warnings.catch_warnings(record=True, action="always") as caught:
                         found = pj.evidence.ais(
                             ais_key, model, params, base, betas, config.num_chains
                         )
