@@ -71,7 +71,6 @@ def test_gaussian_sources_are_not_recovered():
     model = ica.student_t_product(3, 3, SMALL.exponent, scale=1.0)
     curve, _ = source_recovery._learn(
         SMALL,
-        model,
         pj.estimators.exact(model),
         ica.optimizer(SMALL.learning_rate, SMALL.num_steps, frozen=("log_exponent",)),
         white(x),

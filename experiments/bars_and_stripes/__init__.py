@@ -21,6 +21,7 @@ from scipy.stats import entropy
 
 import poejax as pj
 from experiments.lab import runs, tables
+from experiments.lab.scoring import exact_log_likelihood
 from poejax import datasets, training
 
 
@@ -59,16 +60,13 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             run = training.Run(estimator, tx, len(x))
             for seed in range(config.num_seeds):
                 state, _ = run.steps(run.init(jax.random.key(seed), x), x, config.num_steps)
-                log_z = pj.exact.log_z(model, state.params)
-                value = float(pj.evidence.log_likelihood(model, state.params, x, log_z).mean)
+                value = exact_log_likelihood(model, state.params, x)
                 found[name].append(value)
                 bar.update()
                 bar.set_postfix({name: f"{value:.4f}"}, refresh=False)
     _, counts = np.unique(x, axis=0, return_counts=True)
-    ceiling = float(-entropy(counts))
-    return runs.write_results(
-        workdir, config, {"log_likelihood": found, "ceiling": ceiling}, start, table
-    )
+    results = {"log_likelihood": found, "ceiling": float(-entropy(counts))}
+    return runs.write_results(workdir, config, results, start, table)
 
 
 def table(results: dict[str, Any]) -> list[tables.Table]:

@@ -13,59 +13,19 @@ learned generatively, discriminatively, or by both (Larochelle & Bengio 2008). W
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import jax
-import optax
-from flax import nnx
 from matplotlib.figure import Figure
 
 import poejax as pj
 from experiments.classification import arms
+from experiments.classification.arms import ARMS, Arm, Config
 from experiments.lab import figures, runs, supervised, tables
 from experiments.lab.cells import Cells
 from poejax import checkpoint, nn, plotting
-
-Arm = Literal["features", "fine-tuned", "random-start", "generative", "discriminative", "hybrid"]
-ARMS: tuple[Arm, ...] = (
-    "features", "fine-tuned", "random-start", "generative", "discriminative", "hybrid",
-)  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(runs.DigitOptions):
-    """Everything the study depends on, with its data."""
-
-    num_validation: int = 5_000
-    """Training digits of mnist held out; the other data sets have splits of their own."""
-    arms: tuple[Arm, ...] = ARMS  # Which arms to run.
-    num_seeds: int = 3  # Seeds 0, 1, ... of every arm.
-    batch_size: int = 100  # Examples per update, everywhere.
-    num_hidden: int = 1_000  # Hidden units of the RBM, and of the networks.
-    rbm_epochs: int = 60  # Passes over the training images, without labels.
-    rbm_rate: float = 0.5  # Learning rate of the RBM.
-    penalties: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
-    """L2 penalties that logistic regression chooses from."""
-    regression_steps: int = 60  # Steps of L-BFGS per penalty.
-    network_epochs: int = 60  # Passes over the training set of either network.
-    network_rate: float = 3e-3  # Learning rate of Adam, lowered to zero along a cosine.
-    dropout: float = 0.2  # Probability that a hidden unit is dropped.
-    input_dropout: float = 0.1  # Probability that a pixel is dropped.
-    joint_hidden: int = 1_000  # Hidden units of the classification RBM.
-    joint_epochs: int = 60  # Passes over the training set of the classification RBM.
-    generative_rate: float = 0.1
-    """Learning rate of the purely generative rule, by centred gradients."""
-    discriminative_rate: float = 2e-3  # Learning rate of Adam for the other two.
-    generative_weight: float = 0.01
-    """Weight of -log p(x, y) beside -log p(y | x) in the hybrid rule."""
-    num_chains: int = 100  # Persistent chains of the generative term.
-    resume: bool = False  # Go on with the study in workdir; more arms and seeds may be asked for.
-
-    bounds: ClassVar = {"dropout": (0, 1), "input_dropout": (0, 1)}
-
 
 PRESETS = {
     "default": Config(),
@@ -102,44 +62,12 @@ def run_arm(
 ) -> dict[str, float]:
     """Train one arm on one seed; returns test and validation error and what was chosen."""
     key = jax.random.fold_in(jax.random.key(seed), ARMS.index(arm))
-    num_pixels = data["train"].images.shape[1]
     if arm == "features":
         assert layer is not None
-        steps = config.regression_steps
-        return arms.regress_on_features(layer, data, config.penalties, steps, report)
+        return arms.regress_on_features(config, layer, data, report)
     if arm in ("fine-tuned", "random-start"):
-        init_key, train_key = jax.random.split(key)
-        options: dict[str, Any] = {"rngs": nnx.Rngs(init_key), "dropout": config.dropout}
-        if layer is not None:
-            network = nn.Classifier.from_stack([layer], supervised.NUM_CLASSES, **options)
-        else:
-            sizes = (num_pixels, config.num_hidden)
-            network = nn.Classifier(sizes, supervised.NUM_CLASSES, **options)
-        return arms.fine_tune(
-            train_key,
-            network,
-            data,
-            config.network_rate,
-            report,
-            num_epochs=config.network_epochs,
-            batch_size=config.batch_size,
-            average_decay=0.999,
-            augment=arms.NoisyBits(config.input_dropout),
-        )
-    weights = {
-        "generative": (0.0, 1.0),
-        "discriminative": (1.0, 0.0),
-        "hybrid": (1.0, config.generative_weight),
-    }
-    model = arms.classification_rbm(num_pixels, config.joint_hidden)
-    rule = arms.label_rule(model, *weights[arm], num_chains=config.num_chains)
-    make_tx, rate = optax.adam, config.discriminative_rate
-    if arm == "generative":
-        rule = pj.estimators.centered(rule)
-        make_tx, rate = optax.sgd, config.generative_rate
-    return arms.train_classification_rbm(
-        key, rule, make_tx, rate, data, config.joint_epochs, config.batch_size, report
-    )
+        return arms.fine_tune(config, key, layer, data, report)
+    return arms.train_classification_rbm(config, key, arm, data, report)
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
@@ -154,7 +82,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     unchecked = ("arms", "num_seeds", "workdir", "resume")
     runs.open_workdir(workdir, config, config.resume, unchecked)
     cells = Cells(workdir / "results.json")
-    data = {n: supervised.examples(getattr(loaded, n)) for n in ("train", "validation", "test")}
+    data = supervised.splits(loaded)
     with runs.progress(len(config.arms) * config.num_seeds, "arms", "arm") as bar:
         for seed in range(config.num_seeds):
             for arm in config.arms:
@@ -167,8 +95,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                     found = run_arm(config, arm, seed, data, layer, _reporter(bar, arm))
                     cells.save(name, found | {"seconds": _since(started)})
                 bar.update()
-    plotting.save(draw(cells.values, len(loaded.test.labels)), workdir / "figures" / "errors.png")
-    return cells.values
+    plotting.save(draw(cells, len(loaded.test.labels)), workdir / "figures" / "errors.png")
+    return cells
 
 
 def _rbm(
@@ -180,15 +108,7 @@ def _rbm(
         model = pj.models.rbm(train.images.shape[1], config.num_hidden)
         return model, checkpoint.load_params(path)
     started = time.perf_counter()
-    layer = arms.train_rbm(
-        jax.random.key(seed),
-        train.images,
-        config.num_hidden,
-        config.rbm_epochs,
-        config.batch_size,
-        config.rbm_rate,
-        _reporter(bar, "RBM"),
-    )
+    layer = arms.train_rbm(config, jax.random.key(seed), train.images, _reporter(bar, "RBM"))
     checkpoint.save_params(path, layer[1], config=runs.jsonable(config), overwrite=True)
     cells.save(name, {"seconds": _since(started)})
     return layer

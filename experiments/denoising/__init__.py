@@ -17,13 +17,11 @@ An estimate is a probability per pixel. Bit error rate: the share of pixels whos
 ½, is not the clean bit. PSNR: -10 log10 of the mean squared difference between the uncut estimate
 and the clean bits. Both over all pixels of all test digits, for the erased square over its pixels.
 Writes results.json and figures/.
-
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,7 +34,7 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 import poejax as pj
-from experiments.lab import figures, rbm_recipe, runs, tables
+from experiments.lab import encoders, figures, rbm_recipe, runs, tables
 from experiments.lab.damage import block_masks, require_block
 from poejax import datasets, plotting
 from poejax.types import Array, Params
@@ -62,15 +60,12 @@ class Config(runs.DigitOptions):
 
     bounds: ClassVar = {"num_chains": 2, "num_images": 2, "burn_in": 0}
 
-    def __post_init__(self) -> None:
-        """Refuse impossible values before any work is done."""
-        super().__post_init__()
-        if not all(0 < rate < 0.5 for rate in self.noise_rates):
-            raise ValueError(f"noise_rates: expected some in (0, 0.5), got {self.noise_rates}")
-        if len(set(self.noise_rates)) < len(self.noise_rates):
-            raise ValueError(f"noise_rates: expected different ones, got {self.noise_rates}")
-        if not 0 <= self.burn_in < self.num_sweeps:
-            raise ValueError(f"burn_in: expected 0 to {self.num_sweeps - 1}, got {self.burn_in}")
+    def check(self) -> None:
+        """Refuse rates that are no noise or stand twice, and sweeps without an average."""
+        rates = self.noise_rates
+        self.expect(all(0 < rate < 0.5 for rate in rates), "noise_rates", "some in (0, 0.5)")
+        self.expect(len(set(rates)) == len(rates), "noise_rates", "different ones")
+        self.expect(self.burn_in < self.num_sweeps, "burn_in", f"0 to {self.num_sweeps - 1}")
 
 
 PRESETS = {
@@ -103,16 +98,15 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     """
     start = time.perf_counter()
     data = runs.load(config.dataset, 0)
-    if config.num_images > len(data.test.images):
-        raise ValueError(
-            f"num_images: expected at most {len(data.test.images)}, got {config.num_images}"
-        )
+    num_test = len(data.test.images)
+    config.expect(config.num_images <= num_test, "num_images", f"at most {num_test}")
     require_block(config.block, data.shape)
     # Evenly over the split: the second half of MNIST's test digits is harder than the first.
-    chosen = np.linspace(0, len(data.test.images) - 1, config.num_images).astype(int)
+    chosen = np.linspace(0, num_test - 1, config.num_images).astype(int)
     clean = np.asarray(datasets.threshold(jax.random.key(0), data.test.images[chosen]))
-    damages = [f"{100 * rate:g} % flips" for rate in config.noise_rates]
-    damages.append(f"{config.block}x{config.block} erased")
+    damages: dict[str, float | None]
+    damages = {f"{100 * rate:g} % flips": rate for rate in config.noise_rates}
+    damages[f"{config.block}x{config.block} erased"] = None
     # Errors by damage and method, [seeds, digits]; and the Monte Carlo error of the means.
     wrong: dict[str, dict[str, list[Floats]]] = {d: {m: [] for m in METHODS} for d in damages}
     squares: dict[str, dict[str, list[Floats]]] = {d: {m: [] for m in METHODS} for d in damages}
@@ -122,9 +116,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         description = f"RBM, seed {seed}"
         model, params = config.rbm.fit(key, data.train.images, datasets.threshold, description)
         with runs.progress(len(damages), f"repairing, seed {seed}", "damage") as bar:
-            for number, name in enumerate(damages):
+            for number, (name, rate) in enumerate(damages.items()):
                 damage_key = jax.random.fold_in(key, 1 + number)
-                rate = config.noise_rates[number] if number < len(config.noise_rates) else None
                 estimates, pixels, std_err = repair(
                     damage_key, seed, model, params, clean, rate, data.shape, config
                 )
@@ -184,16 +177,10 @@ def repair(
     estimates = (
         damaged,
         median_filter(damaged, shape),
-        np.asarray(mean_field(model, params, jnp.asarray(damaged))),
+        np.asarray(encoders.reconstruct(model, params, jnp.asarray(damaged))),
         np.asarray(posterior.mean),
     )
     return dict(zip(METHODS, estimates, strict=True)), pixels, np.asarray(posterior.std_err)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def mean_field(model: pj.Product, params: Params, x: Array) -> Array:
-    """Return the pass up and down of a batch [N, D]."""
-    return jax.vmap(functools.partial(pj.inference.reconstruct, model, params))(x)
 
 
 def median_filter(images: Floats, shape: tuple[int, int]) -> Floats:
@@ -225,10 +212,8 @@ def summary(
     # Seeds damage the same digits: each digit's mean over seeds is one draw.
     for name, errors in (("bit_error_rate", wrong), ("squared_error", squares)):
         lead = np.mean(errors["mean field"], axis=0) - np.mean(errors["posterior mean"], axis=0)
-        scores[f"lead_over_mean_field_{name}"] = {
-            "mean": float(lead.mean()),
-            "std_err": float(lead.std(ddof=1) / np.sqrt(len(lead))),
-        }
+        found = {"mean": float(lead.mean()), "std_err": tables.std_err(lead)}
+        scores[f"lead_over_mean_field_{name}"] = found
     return scores | {"monte_carlo_std_err": float(np.mean(std_errs))}
 
 

@@ -32,9 +32,8 @@ class Config(runs.Options):
 
     bounds: ClassVar = {"seed": 0}
 
-    def __post_init__(self) -> None:
-        """Refuse impossible values before any work is done."""
-        super().__post_init__()
+    def check(self) -> None:
+        """Refuse lists of different lengths."""
         if len(self.sizes) != len(self.num_chains):
             raise ValueError(
                 f"num_chains: expected one number per size, got {self.num_chains} for {self.sizes}"
@@ -87,18 +86,16 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> list[tables.Table]:
     """Return the closing table."""
-    rows = [
-        (
-            *(r[k] for k in ("size", "chains", "broken")),
-            f"{r['largest']:.2g}",
-            f"{r['chain_steps_per_second']:,.0f}",
-        )
-        for r in results["runs"]
-    ]
+    columns = {
+        "D": "{size}",
+        "chains": "{chains}",
+        "ever not finite": "{broken}",
+        "largest |x|": "{largest:.2g}",
+        "chain-steps/s": "{chain_steps_per_second:,.0f}",
+    }
     config = results["config"]
     caption = f"{config['num_steps']} sweeps each, exponent {config['exponent']}"
-    heads = ("D", "chains", "ever not finite", "largest |x|", "chain-steps/s")
-    return [tables.table(caption, heads, rows)]
+    return [tables.of_records(caption, columns, results["runs"])]
 
 
 main = runs.main_of(PRESETS, __doc__, "heavy_tails", train_and_evaluate, table)

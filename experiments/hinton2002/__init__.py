@@ -6,7 +6,6 @@
 grid: a product of 15 unigauss experts for 24 clusters on a 5x5 grid; edges: 40 unigauss experts
 for images of one edge; cd_analysis: what the expected CD-1 step does in 10^5 random RBMs, exactly.
 Writes config.json, results.json and figures/ to the working directory.
-
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ class Config(runs.Options):
     cd_analysis: cd_analysis.Config = dataclasses.field(default_factory=cd_analysis.Config)
     """Random RBMs."""
 
-    def __post_init__(self) -> None:
-        """Refuse impossible values before any work is done."""
+    def check(self) -> None:
+        """Refuse what is impossible in a part."""
         for name in _PARTS:
             part = getattr(self, name)
             for field, value in vars(part).items():

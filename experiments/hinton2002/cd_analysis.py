@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from experiments.lab import runs, tables
+from experiments.lab.figures import bare
 from poejax import plotting
 from poejax.types import Array, Params
 from poejax.units import Bernoulli
@@ -286,45 +287,38 @@ def draw(analysis: Analysis, setting: Setting) -> Figure:
     """Draw the improvements of objective and likelihood, the ignored part, and the cosines."""
     a = analysis
     figure = Figure((10, 7.4), layout="constrained")
-    gain = a.modelled + a.unmodelled
     panels = figure.subplots(2, 2)
-    histograms = [
-        (panels[0, 0], gain, "improvement of the CD objective by one step (nats)"),
-        (panels[0, 1], a.likelihood_gain, "gain in log-likelihood by one step (nats)"),
-    ]
-    for axes, values, label in histograms:
+    gains = {
+        "improvement of the CD objective by one step (nats)": a.modelled + a.unmodelled,
+        "gain in log-likelihood by one step (nats)": a.likelihood_gain,
+    }
+    for axes, (label, values) in zip(panels[0], gains.items(), strict=True):
         worse = int((values < 0).sum())
         axes.hist(values, 120, range=(min(0.0, values.min()), np.quantile(values, 0.999)))
         axes.set(xlabel=label, ylabel="networks", yscale="log")
-        axes.set_title(
-            f"negative in {worse:,} of {len(values):,} (largest 0.1 % not shown)", fontsize="medium"
-        )
+        title = f"negative in {worse:,} of {len(values):,} (largest 0.1 % not shown)"
+        axes.set_title(title, fontsize="medium")
     axes = panels[1, 0]
-    shown = slice(0, 3000)
-    axes.scatter(a.modelled[shown], a.unmodelled[shown], s=4, alpha=0.5, linewidths=0)
-    low = 1.1 * float(np.min(a.unmodelled[shown], initial=0)) - 0.02 * float(np.max(a.modelled))
+    x, y = a.modelled[:3000], a.unmodelled[:3000]
+    axes.scatter(x, y, s=4, alpha=0.5, linewidths=0)
+    low = 1.1 * float(np.min(y, initial=0)) - 0.02 * float(np.max(a.modelled))
     axes.plot([0, -low], [0, low], "k--", lw=1, label="below: the step does harm")
     axes.axhline(0, color="0.6", lw=0.8)
-    axes.set(
-        xlabel="modelled improvement (nats)",
-        ylabel="unmodelled improvement (nats)",
-        ylim=(low, None),
-    )
-    count = len(a.modelled[shown])
-    axes.set_title(f"the ignored term, {count:,} networks", fontsize="medium")
+    axes.set(xlabel="modelled improvement (nats)", ylabel="unmodelled improvement (nats)")
+    axes.set_ylim(low, None)
+    axes.set_title(f"the ignored term, {len(x):,} networks", fontsize="medium")
     axes.legend(frameon=False, fontsize="small")
     axes = panels[1, 1]
-    for values, name in (
-        (a.objective_cosine, "steepest descent of the CD objective"),
-        (a.likelihood_cosine, "steepest ascent of the log-likelihood"),
-    ):
+    cosines = [a.objective_cosine, a.likelihood_cosine]
+    names = ("steepest descent of the CD objective", "steepest ascent of the log-likelihood")
+    for values, name in zip(cosines, names, strict=True):
         axes.hist(values, 80, range=(-1, 1), histtype="step", label=name)
     axes.axvline(0, color="k", lw=0.8, ls="--")
     axes.set(xlabel="cosine with the CD-1 step", ylabel="networks", yscale="log")
     axes.set_title("direction of the expected CD-1 step", fontsize="medium")
     axes.legend(edgecolor="none", framealpha=1, fontsize="small", loc="upper left")
     for axes in panels.flat:
-        axes.spines[["top", "right"]].set_visible(False)
+        bare(axes)
     figure.suptitle(f"Random RBMs: {setting}")
     return figure
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import poejax as pj
-from experiments.hinton2002.grid import only_unigauss
 from experiments.lab import runs, tables
+from experiments.lab.encoders import reconstruct
+from experiments.lab.ica import optimizer
 from poejax import plotting, training
 from poejax.types import Array, Params
 
@@ -93,16 +94,6 @@ def initial_params(rng_key: Array, model: pj.Product, config: Config, x: Array) 
     }
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def reconstruct(model: pj.Product, params: Params, x: Array) -> Array:
-    """Return the mean of the visibles given the mean of the latents, for each image."""
-
-    def one(x: Array) -> Array:
-        return model.visible_mean(params, model.latent_mean(params, x))
-
-    return jax.vmap(one)(x)
-
-
 def edge_likeness(means: Array, side: int) -> np.ndarray:
     """Return the share of each image's variance that the best single sharp edge explains, [J].
 
@@ -138,7 +129,7 @@ def evaluate(model: pj.Product, params: Params, test: Array, side: int) -> dict[
 def run(config: Config, figures: Path) -> dict[str, Any]:
     """Train by CD-1, seed by seed; returns figures of merit before and after, and draws."""
     model = build(config)
-    tx = only_unigauss(config.learning_rate, config.num_steps)
+    tx = optimizer(config.learning_rate, config.num_steps, frozen=("broad",))
     run = training.Run(pj.estimators.cd(model), tx, config.batch_size)
     shape = (config.side, config.side)
     results: dict[str, Any] = {"before": [], "after": []}
@@ -156,15 +147,13 @@ def run(config: Config, figures: Path) -> dict[str, Any]:
             experts = params["unigauss"]
             sds = np.exp(-0.5 * np.asarray(experts["log_precision"]))
             columns = min(10, config.num_experts)
+            title = f"standard deviations, white = {sds.max():.2f}"
+            shown = test[:20], reconstruct(model, params, test[:20])
             drawn = {
                 "images": plotting.grid(train[:40], shape, 10, "training images"),
                 "means": plotting.grid(experts["mean"], shape, columns, "means of the experts"),
-                "deviations": plotting.grid(
-                    sds / sds.max(), shape, columns, f"standard deviations, white = {sds.max():.2f}"
-                ),
-                "reconstructions": plotting.reconstructions(
-                    test[:20], reconstruct(model, params, test[:20]), shape, title="held-out images"
-                ),
+                "deviations": plotting.grid(sds / sds.max(), shape, columns, title),
+                "reconstructions": plotting.reconstructions(*shown, shape, title="held-out images"),
             }
             for name, figure in drawn.items():
                 plotting.save(figure, figures / f"edges-{name}-seed{seed}.png")

@@ -14,13 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
 import poejax as pj
 from experiments.lab import runs, tables
+from experiments.lab.figures import on_square
+from experiments.lab.ica import optimizer
 from poejax import chains, plotting, training
+from poejax._product import log_densities
 from poejax.types import Array, Params
 
 SIDE, MISSING = 5, (1, 2)
@@ -76,28 +78,11 @@ def build(config: Config) -> pj.Product:
 @functools.partial(jax.jit, static_argnames=("model", "config"))
 def initial_params(rng_key: Array, model: pj.Product, config: Config, x: Array) -> Params:
     """Random circular Gaussians as wide as the data, at even odds; the broad one at its place."""
-    params = model.init(rng_key)
-    log_variance = jnp.log(jnp.var(x))
-    drawn = params["unigauss"]
-    return {
-        "broad": {
-            "mean": jnp.zeros(2),
-            "log_precision": jnp.full(2, -2 * math.log(config.broad_sd)),
-        },
-        "unigauss": drawn
-        | {
-            "mean": drawn["mean"] * jnp.exp(0.5 * log_variance),
-            "log_precision": jnp.full_like(drawn["log_precision"], -log_variance),
-        },
-    }
-
-
-def only_unigauss(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-    """Return Adam along a cosine for the unigauss experts; the broad Gaussian stays."""
-    adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-    return optax.multi_transform(
-        {"learned": adam, "fixed": optax.set_to_zero()}, {"broad": "fixed", "unigauss": "learned"}
-    )
+    drawn, log_variance = model.init(rng_key)["unigauss"], jnp.log(jnp.var(x))
+    mean = drawn["mean"] * jnp.exp(0.5 * log_variance)
+    scale = jnp.full_like(drawn["log_precision"], -log_variance)
+    broad = {"mean": jnp.zeros(2), "log_precision": jnp.full(2, -2 * math.log(config.broad_sd))}
+    return {"broad": broad, "unigauss": drawn | {"mean": mean, "log_precision": scale}}
 
 
 def cell_masses(log_prob: Any) -> np.ndarray:
@@ -156,17 +141,16 @@ def run(config: Config, figures: Path) -> dict[str, Any]:
     model = build(config)
     entropy = math.log(SIDE**2 - 1) + math.log(2 * math.pi * math.e * config.cluster_sd**2)
     results: dict[str, Any] = {"ceiling": -entropy, "models": {}}
-    cd_tx = only_unigauss(config.cd_learning_rate, config.cd_steps)
-    exact_tx = only_unigauss(config.exact_learning_rate, config.exact_steps)
+    cd_tx = optimizer(config.cd_learning_rate, config.cd_steps, frozen=("broad",))
+    exact_tx = optimizer(config.exact_learning_rate, config.exact_steps, frozen=("broad",))
     cd = training.Run(pj.estimators.cd(model), cd_tx, config.batch_size)
     exact = training.Run(pj.estimators.exact(model), exact_tx, config.num_train)
     rules = {"CD-1": (cd, config.cd_steps), "CD-1, then exact": (exact, config.exact_steps)}
     found = results["models"]
     with runs.progress(config.num_seeds * (len(rules) + 2), "grid", "fit") as bar:
         for seed in range(config.num_seeds):
-            data_key, init_key, train_key, gmm_key, chain_key = jax.random.split(
-                jax.random.key(seed), 5
-            )
+            keys = jax.random.split(jax.random.key(seed), 5)
+            data_key, init_key, train_key, gmm_key, chain_key = keys
             data = draw_points(data_key, config.num_train + config.num_test, config.cluster_sd)
             train, test = data[: config.num_train], data[config.num_train :]
             params = initial_params(init_key, model, config, train)
@@ -178,16 +162,13 @@ def run(config: Config, figures: Path) -> dict[str, Any]:
                 samples = sample(chain_key, model, params, config)
                 masses = result.pop("masses")
                 result["gibbs_total_variation"] = total_variation(samples, masses)
-                drawn.append((name, params, samples, masses))
+                drawn.append((name, params, samples, result["missing_over_present"]))
                 found.setdefault(name, []).append(result)
                 bar.update()
             for num_components in (config.num_experts, SIDE**2 - 1):
+                restarts = config.num_restarts
                 mixture, _ = pj.mixtures.fit_em(
-                    gmm_key,
-                    train,
-                    num_components,
-                    covariance="diag",
-                    num_restarts=config.num_restarts,
+                    gmm_key, train, num_components, covariance="diag", num_restarts=restarts
                 )
                 log_prob = functools.partial(pj.mixtures.log_prob, mixture)
                 value = float(jnp.mean(jax.vmap(log_prob)(test)))
@@ -205,35 +186,22 @@ def draw(model: pj.Product, train: Array, drawn: list[Any]) -> Figure:
     panels = figure.subplots(3, len(drawn), squeeze=False)
     end = SIDE / 2 + 0.25
     line = np.linspace(-end, end, 300, dtype=np.float32)
-    points = np.stack(np.meshgrid(line, line, indexing="xy"), axis=-1).reshape(-1, 2)
-    log_density = jax.jit(jax.vmap(model.log_density, in_axes=(None, 0)))
+    points = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
     hole = (MISSING[0] - (SIDE - 1) / 2, MISSING[1] - (SIDE - 1) / 2)
-    for column, (name, params, samples, masses) in zip(panels.T, drawn, strict=True):
+    for column, (name, params, samples, share) in zip(panels.T, drawn, strict=True):
         experts = jax.tree.map(np.asarray, params["unigauss"])
         sds = np.exp(-0.5 * experts["log_precision"])
         weights = np.asarray(jax.nn.sigmoid(experts["logit"]))
         column[0].plot(*np.asarray(train[:300]).T, ".", ms=2, color="k")
-        for mean, sd, weight in zip(experts["mean"], sds, weights, strict=True):
-            size = {"width": 2 * sd[0], "height": 2 * sd[1]}
-            column[0].add_patch(
-                Ellipse(tuple(mean), **size, fill=False, color="C0", alpha=max(0.15, weight))
-            )
+        for mean, (width, height), weight in zip(experts["mean"], 2 * sds, weights, strict=True):
+            style = {"fill": False, "color": "C0", "alpha": max(0.15, weight)}
+            column[0].add_patch(Ellipse(tuple(mean), width, height, **style))
         column[0].set_title(f"{name}: data and experts (1 SD)", fontsize="medium")
         column[1].plot(*np.asarray(samples[:300]).T, ".", ms=2, color="C3")
         column[1].set_title("300 Gibbs samples", fontsize="medium")
-        picture = np.asarray(log_density(params, points)).reshape(len(line), -1)
-        column[2].imshow(
-            picture - picture.max(),
-            extent=(-end, end, -end, end),
-            origin="lower",
-            vmin=-10,
-            cmap="viridis",
-        )
-        present = np.delete(masses.ravel(), MISSING[0] * SIDE + MISSING[1]).mean()
-        column[2].set_title(
-            f"log density, missing / present {masses[MISSING] / present:.2f}",
-            fontsize="medium",
-        )
+        picture = np.asarray(log_densities(model, params, points))
+        on_square(column[2], picture - picture.max(), end, vmin=-10, cmap="viridis")
+        column[2].set_title(f"log density, missing / present {share:.2f}", fontsize="medium")
         for axes in column:
             axes.add_patch(Ellipse(hole, 0.8, 0.8, fill=False, color="C1", ls="--"))
             axes.set(xlim=(-end, end), ylim=(-end, end), aspect="equal")

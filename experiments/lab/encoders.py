@@ -1,15 +1,19 @@
-"""Features of images from RBMs and k-means, and how local the filters behind them are."""
+"""Features of images, reconstructions from them, and how local the filters behind them are."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from flax import nnx
 
-from poejax.types import Array
+import poejax as pj
+from poejax.types import Array, Params
 
 Floats = npt.NDArray[np.float32]
 
@@ -46,6 +50,18 @@ def triangle(centroids: Array, x: npt.ArrayLike) -> Array:
     squares = jnp.sum(x**2, axis=1)[:, None] - 2 * products + jnp.sum(centroids**2, axis=1)
     distances = jnp.sqrt(jnp.maximum(squares, 0))
     return jnp.maximum(0, distances.mean(axis=1, keepdims=True) - distances)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def reconstruct(model: pj.Product, params: Params, x: Array) -> Array:
+    """Return one pass up and down with means, for each row of a batch [N, ...]."""
+    return jax.vmap(functools.partial(pj.inference.reconstruct, model, params))(x)
+
+
+def two_layers(num_in: int, num_hidden: int, num_out: int, rngs: nnx.Rngs) -> nnx.Sequential:
+    """Build a network with one hidden layer of ReLU."""
+    first = nnx.Linear(num_in, num_hidden, rngs=rngs)
+    return nnx.Sequential(first, nnx.relu, nnx.Linear(num_hidden, num_out, rngs=rngs))
 
 
 def standardized(

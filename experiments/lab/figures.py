@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,13 @@ from matplotlib.figure import Figure
 def bare(axes: Any) -> None:
     """Take away the frame at the top and at the right."""
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def on_square(axes: Any, values: Any, side: float, **options: Any) -> Any:
+    """Show values at the nodes of a square about the origin, [N²] or [N, N], rows from below."""
+    size = math.isqrt(np.size(values))
+    extent = (-side, side, -side, side)
+    return axes.imshow(values.reshape(size, size), origin="lower", extent=extent, **options)
 
 
 def strips(rows: Mapping[str, Any], shape: tuple[int, int]) -> Figure:

@@ -1,4 +1,4 @@
-"""What the two studies of independent components share: whitening, FastICA, fitting, distances."""
+"""Independent components: whitening, FastICA, models, distances; Adam that holds some leaves."""
 
 from __future__ import annotations
 
@@ -53,15 +53,14 @@ def whitening(x: npt.ArrayLike, num_components: int | None = None) -> Whitening:
     return Whitening(found.mean_, axes.T / scale, axes * scale[:, None], float(kept))
 
 
-def fastica(x: npt.ArrayLike, seed: int, max_iter: int = 1000, tol: float = 1e-4) -> Floats:
+def fastica(x: npt.ArrayLike, seed: int, max_iter: int = 1000) -> Floats:
     """Return FastICA's orthonormal directions of whitened rows `x` [N, D], as columns [D, D].
 
     Symmetric, contrast log cosh, by scikit-learn. Source: Hyvärinen (1999).
     """
-    solver = FastICA(whiten=False, fun="logcosh", max_iter=max_iter, tol=tol, random_state=seed)
-    with warnings.catch_warnings():
+    solver = FastICA(whiten=False, fun="logcosh", max_iter=max_iter, random_state=seed)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         # It stops at max_iter; the figures say how well that did.
-        warnings.simplefilter("ignore", ConvergenceWarning)
         solver.fit(np.asarray(x, np.float64))
     return np.asarray(solver.components_.T)
 
@@ -113,12 +112,13 @@ def directions(params: pj.types.Params) -> Floats:
 def optimizer(
     learning_rate: float, num_steps: int, frozen: tuple[str, ...] = ()
 ) -> optax.GradientTransformation:
-    """Return Adam with a rate lowered to zero along a cosine; leaves called `frozen` are held."""
+    """Return Adam with a rate lowered to zero along a cosine; what is called `frozen` is held."""
     tx = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
+    def label(path: Any, leaf: Any) -> str:
+        return "frozen" if any(key.key in frozen for key in path) else "trained"
+
     def labels(params: pj.types.Params) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: "frozen" if path[-1].key in frozen else "trained", params
-        )
+        return jax.tree_util.tree_map_with_path(label, params)
 
     return optax.multi_transform({"trained": tx, "frozen": optax.set_to_zero()}, labels)

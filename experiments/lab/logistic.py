@@ -45,8 +45,7 @@ def path(
     """
     model = LogisticRegression(max_iter=max_steps, tol=1e-6, warm_start=True)
     for penalty in sorted(penalties, reverse=True):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
             yield penalty, model.set_params(C=1 / (penalty * len(x))).fit(x, labels)
 
 

@@ -88,15 +88,9 @@ class Coordinates(NamedTuple):
 
 def built_in(data: datasets.Dataset, binarization: str) -> Data:
     """Take a data set of intensities as it is split."""
-    return Data(
-        train=data.train.images,
-        validation=data.validation.images,
-        test=data.test.images,
-        visible=pj.units.Bernoulli(data.train.images.shape[1]),
-        preprocess=getattr(datasets, binarization),
-        name=data.name,
-        shape=data.shape,
-    )
+    train, validation, test = data.train.images, data.validation.images, data.test.images
+    visible, preprocess = pj.units.Bernoulli(train.shape[1]), getattr(datasets, binarization)
+    return Data(train, validation, test, visible, preprocess, data.name, data.shape)
 
 
 def load(path: Path, units: Units | None, binarization: str, num_validation: int) -> Data:
@@ -147,17 +141,9 @@ def load(path: Path, units: Units | None, binarization: str, num_validation: int
     square = math.isqrt(size)
     if kind in ("bits", "intensities") and square**2 == size and square >= _SMALLEST_SIDE:
         shape = shape or (square, square)
+    train, validation, test = (rows[part] for part in parts)
     data = Data(
-        train=rows[parts[0]],
-        validation=rows[parts[1]],
-        test=rows[parts[2]],
-        visible=visible,
-        preprocess=preprocess,
-        name=path.name,
-        shape=shape,
-        names=names,
-        coordinates=coordinates,
-        levels=levels,
+        train, validation, test, visible, preprocess, path.name, shape, names, coordinates, levels
     )
     return _described(data, path, values, kind, reason, table.remarks)
 
@@ -248,10 +234,8 @@ def _intensities(
     """Return intensities as they are drawn from: uint8, or float32 in [0, 1]."""
     if (high := values.max()) > _LARGEST_CATEGORY:
         return values.astype(np.uint8), getattr(datasets, binarization)
-    unit = values.astype(np.float64) / _full(high)
-    return unit.astype(np.float32), {"stochastic": stacks.draw_bits, "threshold": threshold}[
-        binarization
-    ]
+    unit = (values.astype(np.float64) / _full(high)).astype(np.float32)
+    return unit, {"stochastic": stacks.draw_bits, "threshold": threshold}[binarization]
 
 
 def _standardise(

@@ -33,18 +33,6 @@ class Recipe:
         """Refuse impossible values before any work is done."""
         runs.check_numbers(self, {"weight_decay": 0.0, "average_decay": (0.0, 1.0)})
 
-    def run(self, num_visible: int, preprocess: training.Preprocess) -> training.Run:
-        """Return the run of a binary RBM by centred PCD-1, on rows that become bits."""
-        model = pj.models.rbm(num_visible, self.num_hidden)
-        return training.Run(
-            make_estimator(model, "pcd", self.num_chains, 1, centered=True),
-            optimizer(self.learning_rate, self.weight_decay, self.num_steps),
-            self.batch_size,
-            preprocess=preprocess,
-            average=True,
-            average_decay=self.average_decay,
-        )
-
     def fit(
         self,
         rng_key: Array,
@@ -52,7 +40,7 @@ class Recipe:
         preprocess: training.Preprocess,
         description: str | None = "training",
     ) -> tuple[pj.Product, Params]:
-        """Train on rows `images` [N, D]; returns the model and the averaged parameters.
+        """Train on rows `images` [N, D] by centred PCD-1; returns model and averaged parameters.
 
         Args:
           rng_key: one typed key; the run is a function of it.
@@ -64,12 +52,19 @@ class Recipe:
           ValueError: if a batch is larger than the data.
         """
         images = jnp.asarray(images)
-        run = self.run(images.shape[1], preprocess)
+        model = pj.models.rbm(images.shape[1], self.num_hidden)
+        run = training.Run(
+            make_estimator(model, "pcd", self.num_chains, 1, centered=True),
+            optimizer(self.learning_rate, self.weight_decay, self.num_steps),
+            self.batch_size,
+            preprocess=preprocess,
+            average=True,
+            average_decay=self.average_decay,
+        )
         state = initial_state(rng_key, run, images)
         state = runs.train(run, state, images, self.num_steps, description)
-        assert run.model is not None
         assert state.average is not None
-        return run.model, state.average
+        return model, state.average
 
 
 def as_bits(rng_key: Array, images: Array) -> Array:
@@ -104,7 +99,7 @@ def optimizer(
     """Build plain SGD whose rate is held for 30 % of the updates, then lowered linearly to 2 %."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=training.weights_only),
-        optax.sgd(_held_then_lowered(learning_rate, num_steps)),
+        optax.sgd(held_then_lowered(learning_rate, num_steps)),
     )
 
 
@@ -118,19 +113,17 @@ def optimizer_of_reals(
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.add_decayed_weights(weight_decay, mask=training.weights_only),
-        optax.adam(_held_then_lowered(0.05 * learning_rate, num_steps)),
+        optax.adam(held_then_lowered(0.05 * learning_rate, num_steps)),
     )
 
 
-def _held_then_lowered(learning_rate: float, num_steps: int) -> optax.Schedule:
-    held = int(0.3 * num_steps)
-    return optax.join_schedules(
-        [
-            optax.constant_schedule(learning_rate),
-            optax.linear_schedule(learning_rate, 0.02 * learning_rate, num_steps - held),
-        ],
-        [held],
-    )
+def held_then_lowered(
+    learning_rate: float, num_steps: int, held: float = 0.3, last: float = 0.02
+) -> optax.Schedule:
+    """Hold a rate for a share `held` of the updates, then lower it linearly to a share `last`."""
+    start = int(held * num_steps)
+    lowered = optax.linear_schedule(learning_rate, last * learning_rate, num_steps - start)
+    return optax.join_schedules([optax.constant_schedule(learning_rate), lowered], [start])
 
 
 def initial_state(rng_key: Array, run: training.Run, images: Array) -> training.TrainState:

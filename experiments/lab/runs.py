@@ -19,11 +19,9 @@ from tqdm.auto import tqdm
 
 from experiments.lab.tables import Table, text
 from experiments.lab.workdirs import MetricsLog as MetricsLog
-from experiments.lab.workdirs import jsonable as jsonable
+from experiments.lab.workdirs import jsonable, stored_config, write_json
 from experiments.lab.workdirs import open_workdir as open_workdir
 from experiments.lab.workdirs import read_json as read_json
-from experiments.lab.workdirs import stored_config
-from experiments.lab.workdirs import write_json as write_json
 from poejax import datasets, training
 
 ConfigT = TypeVar("ConfigT")
@@ -44,6 +42,20 @@ class Options:
     def __post_init__(self) -> None:
         """Refuse impossible values before any work is done."""
         check_numbers(self, self.bounds)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse what no bound of a single number says; for subclasses."""
+
+    def expect(self, holds: bool, name: str, words: str) -> None:
+        """Raise ValueError "name: expected words, got the field's value" unless it `holds`."""
+        if not holds:
+            raise ValueError(f"{name}: expected {words}, got {getattr(self, name)}")
+
+    def expect_multiple(self, name: str, of: str) -> None:
+        """Raise ValueError unless one field is a multiple of another."""
+        unit = getattr(self, of)
+        self.expect(getattr(self, name) % unit == 0, name, f"a multiple of {of} = {unit}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +94,6 @@ def check_numbers(config: Any, bounds: Mapping[str, Any]) -> None:
 def parse(
     presets: Mapping[str, ConfigT],
     description: str,
-    args: list[str] | None = None,
     name: Callable[[ConfigT], Path] | None = None,
 ) -> ConfigT:
     """Parse a typed command line whose `--preset` chooses the defaults of all other options.
@@ -90,7 +101,6 @@ def parse(
     Args:
       presets: configs by name, the first one for when none is chosen.
       description: help of the command line.
-      args: the command line, that of the process when None.
       name: the workdir of a config that states none. If given, the config has fields `workdir` and
         `resume`, the workdir returned is never None, and the run that lies there takes the place
         of the preset where `resume` is set.
@@ -99,8 +109,7 @@ def parse(
       FileNotFoundError: if a run is to be resumed and none lies there.
       ValueError: if an option is empty or not finite, or that run's config cannot be read.
     """
-    args = sys.argv[1:] if args is None else args
-    preset = next(iter(presets))
+    args, preset = sys.argv[1:], next(iter(presets))
     for i, arg in enumerate(args):
         if arg == "--preset" and i + 1 < len(args):
             preset = args[i + 1]
@@ -113,23 +122,22 @@ def parse(
     description += f"\n\nPresets: {', '.join(presets)}."
     if preset not in presets:
         raise ValueError(f"preset: expected one of {', '.join(presets)}, got {preset}")
-    config = _parse(presets[preset], description, args)
+    config = _parse(presets[preset], description)
     if name is None:
         return config
     found: Any = config
     workdir = found.workdir or name(config)
     if found.resume:
         # What the run was started with, but for what this command line says.
-        found = _parse(stored_config(type(config), workdir), description, args)
+        found = _parse(stored_config(type(config), workdir), description)
     return dataclasses.replace(found, workdir=workdir)
 
 
-def _parse(default: ConfigT, description: str, args: list[str]) -> ConfigT:
+def _parse(default: ConfigT, description: str) -> ConfigT:
     config = tyro.cli(
         type(default),
         prog="python -m " + ".".join(type(default).__module__.split(".")[:2]),
         default=default,
-        args=args,
         description=description,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
@@ -162,13 +170,12 @@ def train(
     data: Any,
     num_steps: int,
     description: str | None = "training",
-    pieces: int = 10,
 ) -> training.TrainState:
     """Take the steps of a run beside a progress bar, none if `description` is None."""
-    # One piece compiles once; a remainder would be a second program.
-    every = num_steps // pieces if num_steps % pieces == 0 else num_steps
     if description is None:
         return run.steps(state, data, num_steps)[0]
+    # One piece compiles once; a remainder would be a second program.
+    every = num_steps // 10 if num_steps % 10 == 0 else num_steps
     with progress(num_steps, description, "step") as bar:
 
         def show(state: training.TrainState, metrics: training.Metrics) -> None:
@@ -196,13 +203,6 @@ def require_batch(batch_size: int, num_rows: int) -> None:
     """Raise ValueError if a batch is larger than the data."""
     if batch_size > num_rows:
         raise ValueError(f"batch_size: expected at most {num_rows}, got {batch_size}")
-
-
-def require_multiple(config: Any, name: str, of: str) -> None:
-    """Raise ValueError unless one field of a config is a multiple of another."""
-    value, unit = getattr(config, name), getattr(config, of)
-    if value % unit:
-        raise ValueError(f"{name}: expected a multiple of {of} = {unit}, got {value}")
 
 
 def write_results(

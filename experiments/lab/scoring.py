@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+import poejax as pj
 from poejax import mixtures
 from poejax.mixtures import BernoulliMixtureParams
-from poejax.types import Array
+from poejax.types import Array, Params
 
 Floats = npt.NDArray[np.float64]
 
@@ -82,6 +83,12 @@ def auroc(inliers: npt.ArrayLike, outliers: npt.ArrayLike, paired: bool = False)
     return AUROC(share_below(x, y), 1 - share_below(y, x), paired)
 
 
+def exact_log_likelihood(model: pj.Product, params: Params, x: Any) -> float:
+    """Return the mean log-likelihood of rows [N, ...] with the exact log Z, nats per row."""
+    log_z = pj.exact.log_z(model, params)
+    return float(pj.evidence.log_likelihood(model, params, x, log_z).mean)
+
+
 class Selected(NamedTuple):
     """A mixture of Bernoullis, and how its size and smoothing were chosen.
 
@@ -100,32 +107,28 @@ def fit_mixture(
     x: Any,
     sizes: Sequence[int],
     smoothings: Sequence[float] = (0.1, 1.0),
-    share: float = 0.2,
-    max_steps: int = 60,
 ) -> Selected:
     """Fit a mixture to bits [N, D] by EM with the options that suit rows it has not seen.
 
-    Of all pairs the one is taken whose fit to a random 1 - `share` of the rows `choosing` [M, D]
-    gives the others the highest log-likelihood; the mixture returned is fitted to `x` with it.
+    Of all pairs the one is taken whose fit to a random 80 % of the rows `choosing` [M, D] gives the
+    others the highest log-likelihood; the mixture returned is fitted to `x` with it.
     """
     order_key, fit_key = jax.random.split(rng_key)
     order = np.asarray(jax.random.permutation(order_key, len(choosing)))
-    cut = max(1, round(share * len(choosing)))
+    cut = max(1, round(0.2 * len(choosing)))
     held_out, rest = choosing[order[:cut]], choosing[order[cut:]]
 
-    def fit(rows: Any, size: int, smoothing: float) -> tuple[BernoulliMixtureParams, Any]:
-        return mixtures.fit_em_bernoulli(
-            fit_key, rows, size, smoothing=smoothing, max_steps=max_steps, tol=1e-3
-        )
+    def fit(rows: Any, size: int, smoothing: float) -> BernoulliMixtureParams:
+        options: dict[str, Any] = {"smoothing": smoothing, "max_steps": 60, "tol": 1e-3}
+        return mixtures.fit_em_bernoulli(fit_key, rows, size, **options)[0]
 
-    scores = {}
-    for size in sizes:
-        for smoothing in smoothings:
-            params, _ = fit(rest, size, smoothing)
-            scores[size, smoothing] = float(mixture_log_probs(params, held_out).mean())
+    scores = {
+        (size, smoothing): float(mixture_log_probs(fit(rest, size, smoothing), held_out).mean())
+        for size in sizes
+        for smoothing in smoothings
+    }
     size, smoothing = max(scores, key=lambda option: scores[option])
-    params, _ = fit(x, size, smoothing)
-    return Selected(params, size, smoothing, scores)
+    return Selected(fit(x, size, smoothing), size, smoothing, scores)
 
 
 @jax.jit
@@ -137,3 +140,8 @@ def mixture_log_probs(params: Any, x: Array) -> Array:
 def bernoulli_log_prob(logits: Array, x: Array) -> Array:
     """Return log p(x) of bits under independent logits, summed over the last axis."""
     return jnp.sum(x * logits - jax.nn.softplus(logits), axis=-1)
+
+
+def log_mean_exp(values: Array) -> Array:
+    """Return log mean exp of values [S]."""
+    return jax.nn.logsumexp(values) - jnp.log(values.shape[0])

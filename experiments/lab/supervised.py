@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from experiments.lab.rbm_recipe import held_then_lowered
 from poejax import datasets, nn, training
 from poejax.estimators import from_loss
 from poejax.types import Array
@@ -123,9 +124,10 @@ def _score(graph: Graph, params: Any, examples: Examples) -> Array:
     return jnp.sum(jnp.argmax(logits, axis=-1) != examples.labels) + entropy / (1 + entropy)
 
 
-def examples(split: datasets.Split) -> Examples:
-    """Put a split on the device."""
-    return Examples(jnp.asarray(split.images), jnp.asarray(split.labels))
+def splits(data: datasets.Dataset) -> dict[str, Examples]:
+    """Put training, validation and test set on the device."""
+    named = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {n: Examples(jnp.asarray(s.images), jnp.asarray(s.labels)) for n, s in named.items()}
 
 
 def scaled(images: Array) -> Array:
@@ -135,9 +137,7 @@ def scaled(images: Array) -> Array:
 
 def decayed(learning_rate: float, num_steps: int) -> optax.Schedule:
     """Half the steps at the full rate, then linearly to a hundredth of it."""
-    held = num_steps // 2
-    decay = optax.linear_schedule(learning_rate, 0.01 * learning_rate, num_steps - held)
-    return optax.join_schedules([optax.constant_schedule(learning_rate), decay], [held])
+    return held_then_lowered(learning_rate, num_steps, held=0.5, last=0.01)
 
 
 def mean_cross_entropy(logits: Array, labels: Array) -> Array:

@@ -99,8 +99,8 @@ def _read_csv(path: Path) -> Table:
     try:
         skipped, header, delimiter = _head(path)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # of no rows, which `read` refuses
+            # Of no rows, which `read` refuses.
+            with warnings.catch_warnings(action="ignore", category=UserWarning):
                 values = np.loadtxt(
                     path,
                     delimiter=delimiter,

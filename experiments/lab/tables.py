@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -34,16 +34,40 @@ def table(
     return {"caption": caption, "columns": [str(c) for c in columns], "rows": texts}
 
 
+def of_records(
+    caption: str, columns: Mapping[str, str], records: Iterable[Mapping[str, Any]]
+) -> Table:
+    """Build a table with a row for each record; `columns` hold format strings by heading."""
+    rows = [[form.format(**record) for form in columns.values()] for record in records]
+    return table(caption, list(columns), rows)
+
+
 def spread(values: Any) -> float:
     """Return the standard deviation of a sample, e.g. over seeds; NaN of a single value."""
     values = np.asarray(values)
     return float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
 
 
-def plus_minus(values: Sequence[float], digits: int = 2, scale: float = 1) -> str:
-    """Return mean ± standard deviation, the latter if there are several."""
+def std_err(values: Any) -> float:
+    """Return the standard error of the mean of a sample; NaN of a single value."""
+    return spread(values) / len(values) ** 0.5
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean, standard deviation and all of one figure per seed, for results.json."""
+    mean = float(np.mean(values))
+    return {"mean": mean, "std_over_seeds": spread(values), "per_seed": values}
+
+
+def plus_minus(
+    values: Sequence[float],
+    digits: int = 2,
+    scale: float = 1,
+    error: Callable[[Any], float] = spread,
+) -> str:
+    """Return mean ± standard deviation, or another `error`, the latter if there are several."""
     scaled = scale * np.asarray(values, float)
-    around = f" ± {spread(scaled):.{digits}f}" if len(scaled) > 1 else ""
+    around = f" ± {error(scaled):.{digits}f}" if len(scaled) > 1 else ""
     return f"{scaled.mean():.{digits}f}{around}"
 
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 import poejax as pj
 from experiments.lab import own_data, runs, tables
+from experiments.lab.encoders import reconstruct
 from poejax import plotting
 from poejax.types import Array, Params
 
@@ -65,19 +66,18 @@ def _monitor(
     num_sites = min(_PSEUDO_SITES, model.visible.num_sites)
 
     def scored(x: Array) -> Array:
+        def one(key: Array, row: Array) -> Array:
+            if score == "score_matching":
+                return pj.estimators.score_matching(model, num_sites).loss(key, params, row)
+            return pj.diagnostics.pseudo_log_likelihood(key, model, params, row, num_sites)
+
         # The same sites at every report, so that its changes are the model's.
-        keys = jax.random.split(key, x.shape[0])
-        if score == "score_matching":
-            loss = pj.estimators.score_matching(model, num_sites).loss
-            return jax.vmap(lambda k, row: loss(k, params, row))(keys, x).mean()
-        return jax.vmap(
-            lambda k, row: pj.diagnostics.pseudo_log_likelihood(k, model, params, row, num_sites)
-        )(keys, x).mean()
+        return jax.vmap(one)(jax.random.split(key, x.shape[0]), x).mean()
 
     def density(x: Array) -> Array:
         return jax.vmap(model.log_density, in_axes=(None, 0))(params, x).mean()
 
-    reconstructed = jax.vmap(functools.partial(pj.inference.reconstruct, model, params))(validation)
+    reconstructed = reconstruct(model, params, validation)
     return {
         f"train_{score}": scored(train),
         f"validation_{score}": scored(validation),
@@ -123,8 +123,8 @@ class Evaluation(NamedTuple):
         starts = x_train[jnp.arange(num_chains) % x_train.shape[0]]
         fantasies = self.sample(chain_key, sample_steps, starts)
         log_z = {
-            "": _anneal(ais_key, model, params, base, betas, num_chains, None),
-            "reverse_": _anneal(reverse_key, model, params, base, betas, num_chains, fantasies),
+            "": self.anneal(ais_key, base, betas, num_chains, None),
+            "reverse_": self.anneal(reverse_key, base, betas, num_chains, fantasies),
         }
         shift = data.log_volume  # density in the coordinates of the model, to density in the data's
         results: dict[str, Any] = {"ais_chains": num_chains, "ais_steps": int(betas.shape[0]) - 1}
@@ -168,8 +168,7 @@ class Evaluation(NamedTuple):
         """Draw filters, samples beside images and reconstructions."""
         model, params, data, _ = self
         # Pixel probabilities, the way samples of RBMs are usually shown.
-        reconstruct = jax.vmap(functools.partial(pj.inference.reconstruct, model, params))
-        means, reconstructed = reconstruct(samples), reconstruct(shown[:10])
+        means, reconstructed = (reconstruct(model, params, x) for x in (samples, shown[:10]))
         what = "values" if data.coordinates else "probabilities"
         held_out = "test digits, binarised" if not data.description else "test images"
         labels = (held_out, f"{what} after {sample_steps} Gibbs sweeps")
@@ -195,26 +194,20 @@ class Evaluation(NamedTuple):
         x: Array = states.x
         return x
 
-
-def _anneal(
-    rng_key: Array,
-    model: pj.Product,
-    params: Params,
-    base: pj.evidence.Base,
-    betas: Array,
-    num_chains: int,
-    reverse_from: Array | None,
-) -> pj.evidence.LogZ:
-    total = int(betas.shape[0]) - 1
-    piece = max(1, total // 50)
-    state = pj.evidence.ais_init(rng_key, model, params, base, betas, num_chains, reverse_from)
-    with runs.progress(total, "AIS" if reverse_from is None else "reverse AIS", "beta") as bar:
-        while (step := int(state.step)) < total:
-            state = pj.evidence.ais_steps(state, model, params, base, betas, piece)
-            bar.update(int(state.step) - step)
-            ess = float(pj.evidence.ais_result(state).ess)
-            bar.set_postfix({"ess": f"{ess:.1f}/{num_chains}"}, refresh=False)
-    return pj.evidence.ais_result(state)
+    def anneal(
+        self, rng_key: Array, base: pj.evidence.Base, betas: Array, count: int, x: Array | None
+    ) -> pj.evidence.LogZ:
+        """Estimate log Z by `count` runs of AIS, in reverse from samples `x` unless None."""
+        model, params, total = self.model, self.params, len(betas) - 1
+        piece, name = max(1, total // 50), "AIS" if x is None else "reverse AIS"
+        state = pj.evidence.ais_init(rng_key, model, params, base, betas, count, x)
+        with runs.progress(total, name, "beta") as bar:
+            while (step := int(state.step)) < total:
+                state = pj.evidence.ais_steps(state, model, params, base, betas, piece)
+                bar.update(int(state.step) - step)
+                ess = float(pj.evidence.ais_result(state).ess)
+                bar.set_postfix({"ess": f"{ess:.1f}/{count}"}, refresh=False)
+        return pj.evidence.ais_result(state)
 
 
 def table(results: dict[str, Any]) -> list[tables.Table]:
@@ -257,10 +250,7 @@ def table_figures(data: own_data.Data, samples: Array, sample_steps: int) -> dic
     x = data.preprocess(jax.random.key(0), jnp.asarray(data.train))
     labels = (f"{len(x)} training rows", f"{len(samples)} samples, {sample_steps} Gibbs sweeps")
     real, drawn = data.to_values(x), data.to_values(samples)
-    flat, flat_drawn = (
-        np.asarray(x.reshape(len(x), -1)),
-        np.asarray(samples.reshape(len(samples), -1)),
-    )
+    flat, flat_drawn = (np.asarray(rows.reshape(len(rows), -1)) for rows in (x, samples))
     of = "standardised columns" if data.coordinates else "columns"
     of = "indicators of categories" if data.levels is not None else of
     return {

@@ -24,17 +24,7 @@ from flax import nnx
 
 from experiments.lab import runs
 from experiments.multimodal_vae import halves
-from experiments.multimodal_vae.halves import Halves, means
-from experiments.multimodal_vae.model import (
-    BOTH,
-    ONLY_A,
-    ONLY_B,
-    Fusion,
-    Mask,
-    MultimodalVAE,
-    elbo,
-    score,
-)
+from experiments.multimodal_vae import model as vae
 from poejax import datasets, plotting, training
 from poejax.estimators import from_loss
 from poejax.types import Array
@@ -77,14 +67,14 @@ PRESETS = {
 class Rule(NamedTuple):
     """How single posteriors are fused, and the subsets of the views whose ELBOs are summed."""
 
-    fusion: Fusion
-    subsets: tuple[Mask, ...]
+    fusion: vae.Fusion
+    subsets: tuple[vae.Mask, ...]
 
 
 RULES = {
-    "product, sub-sampled": Rule("product", (BOTH, ONLY_A, ONLY_B)),
-    "product, both only": Rule("product", (BOTH,)),
-    "mixture": Rule("mixture", (BOTH,)),
+    "product, sub-sampled": Rule("product", (vae.BOTH, vae.ONLY_A, vae.ONLY_B)),
+    "product, both only": Rule("product", (vae.BOTH,)),
+    "mixture": Rule("mixture", (vae.BOTH,)),
 }
 
 
@@ -92,7 +82,7 @@ RULES = {
 class NegativeELBO:
     """The loss of a rule: minus the sum of the ELBOs of its subsets, the mean over a batch."""
 
-    graph: nnx.GraphDef[MultimodalVAE]
+    graph: vae.Graph
     rule: Rule
 
     def __call__(self, rng_key: Array, params: Any, batch: Array) -> Array:
@@ -102,54 +92,47 @@ class NegativeELBO:
         def one(key: Array, x: Array) -> Array:
             keys = jax.random.split(key, len(self.rule.subsets))
             terms = zip(keys, self.rule.subsets, strict=True)
-            elbos = [elbo(key, model, self.rule.fusion, x, subset) for key, subset in terms]
+            elbos = [vae.elbo(key, model, self.rule.fusion, x, subset) for key, subset in terms]
             return -jnp.sum(jnp.stack(elbos))
 
         return jax.vmap(one)(jax.random.split(rng_key, len(batch)), batch).mean()
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "fusion"))
-def validate(
-    rng_key: Array, graph: nnx.GraphDef[MultimodalVAE], params: Any, x: Array, fusion: Fusion
-) -> Array:
+def validate(rng_key: Array, graph: vae.Graph, params: Any, x: Array, fusion: vae.Fusion) -> Array:
     """Return the mean ELBO of both views over bits [N, 2, P], by one draw of z each."""
     model = nnx.merge(graph, params)
     keys = jax.random.split(rng_key, x.shape[0])
-    return jax.vmap(lambda key, x: elbo(key, model, fusion, x, BOTH))(keys, x).mean()
+    return jax.vmap(lambda key, x: vae.elbo(key, model, fusion, x, vae.BOTH))(keys, x).mean()
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "fusion", "num_samples"))
 def evaluate(
-    rng_key: Array,
-    graph: nnx.GraphDef[MultimodalVAE],
-    params: Any,
-    x: Array,
-    fusion: Fusion,
-    num_samples: int,
+    rng_key: Array, graph: vae.Graph, params: Any, x: Array, fusion: vae.Fusion, num_samples: int
 ) -> dict[str, Array]:
     """Return the scores of every row of bits [N, 2, P], a few rows at a time."""
     model = nnx.merge(graph, params)
-    keys = jax.random.split(rng_key, x.shape[0])
-    return jax.lax.map(
-        lambda row: score(row[0], model, fusion, row[1], num_samples), (keys, x), batch_size=10
-    )
+
+    def one(row: tuple[Array, Array]) -> dict[str, Array]:
+        key, x = row
+        return vae.score(key, model, fusion, x, num_samples)
+
+    return jax.lax.map(one, (jax.random.split(rng_key, x.shape[0]), x), batch_size=10)
 
 
-def sample(
-    rng_key: Array, graph: nnx.GraphDef[MultimodalVAE], params: Any, config: Config
-) -> Array:
+def sample(rng_key: Array, graph: vae.Graph, params: Any, config: Config) -> Array:
     """Return the pixel probabilities [64, 2, P] at draws of z from the prior."""
     z = jax.random.normal(rng_key, (64, config.num_latents))
     return jax.nn.sigmoid(jax.vmap(nnx.merge(graph, params).logits)(z))
 
 
 def train(
-    config: Config, data: Halves, rule: Rule, seed: int, bar: Any
-) -> tuple[nnx.GraphDef[MultimodalVAE], Any, list[dict[str, Any]]]:
+    config: Config, data: halves.Halves, rule: Rule, seed: int, bar: Any
+) -> tuple[vae.Graph, Any, list[dict[str, Any]]]:
     """Train one model; returns its graph, its parameters and a record per epoch."""
     num_rows, _, num_pixels = data.train.shape
     init_key, train_key, validation_key = jax.random.split(jax.random.key(seed), 3)
-    model = MultimodalVAE(num_pixels, config.num_hidden, config.num_latents, nnx.Rngs(init_key))
+    model = vae.MultimodalVAE(num_pixels, config.num_hidden, config.num_latents, nnx.Rngs(init_key))
     graph, params = nnx.split(model)
     per_epoch = num_rows // config.batch_size
     num_steps = config.num_epochs * per_epoch
@@ -163,8 +146,7 @@ def train(
 
     def look(state: training.TrainState, metrics: training.Metrics) -> None:
         value = float(validate(validation_key, graph, state.params, data.validation, rule.fusion))
-        loss = float(metrics.info.loss.mean())
-        records.append({"epoch": len(records) + 1, "loss": loss, "validation_elbo": value})
+        records.append({"epoch": len(records) + 1, "validation_elbo": value})
         bar.update()
         bar.set_postfix({"validation ELBO": f"{value:.1f}"}, refresh=False)
 
@@ -182,34 +164,29 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     start = time.perf_counter()
     data = halves.load(config.dataset, config.halves)
     runs.require_batch(config.batch_size, len(data.train))
-    per_seed: dict[str, list[dict[str, float]]] = {
-        "mean image": [means(halves.mean_image_scores(data))]
-    }
+    per_seed = {"mean image": [halves.means(halves.mean_image_scores(data))]}
     baseline = f"{config.num_components} Bernoulli mixture"
-    curves: dict[int, dict[str, float]] = {}
+    curves: list[dict[str, Any]] = []
     seconds = dict.fromkeys(RULES, 0.0)
     total = len(RULES) * config.num_seeds * config.num_epochs
     with runs.progress(total, "training", "epoch") as bar:
         for seed in range(config.num_seeds):
             scores = halves.mixture_scores(jax.random.key(seed), data, config.num_components)
-            per_seed.setdefault(baseline, []).append(means(scores))
+            per_seed.setdefault(baseline, []).append(halves.means(scores))
             for name, rule in RULES.items():
                 started = time.perf_counter()
                 graph, params, records = train(config, data, rule, seed, bar)
                 seconds[name] += time.perf_counter() - started
                 key = jax.random.fold_in(jax.random.key(seed), 0xE7A1)
                 found = evaluate(key, graph, params, data.test, rule.fusion, config.num_samples)
-                per_seed.setdefault(name, []).append(means(found))
+                per_seed.setdefault(name, []).append(halves.means(found))
                 if seed == 0:
-                    for record in records:
-                        row = curves.setdefault(record["epoch"], {"epoch": record["epoch"]})
-                        row[name] = record["validation_elbo"]
+                    curves += [{"epoch": r["epoch"], name: r["validation_elbo"]} for r in records]
                     completions = {view: found[f"{view}_completion"] for view in "ab"}
                     samples = sample(jax.random.key(0xF16), graph, params, config)
                     halves.draw(workdir / "figures", name, data, completions, samples)
-    figure = plotting.learning_curves(
-        list(curves.values()), {"validation ELBO of both halves (nats)": list(RULES)}
-    )
+    panels = {"validation ELBO of both halves (nats)": list(RULES)}
+    figure = plotting.learning_curves(curves, panels)
     plotting.save(figure, workdir / "figures" / "curves.png")
     results = {
         "scores": per_seed,

@@ -10,7 +10,8 @@ import numpy as np
 from flax import nnx
 
 import poejax as pj
-from experiments.lab.scoring import bernoulli_log_prob
+from experiments.lab.encoders import two_layers
+from experiments.lab.scoring import bernoulli_log_prob, log_mean_exp
 from poejax.types import Array
 
 Fusion = Literal["product", "mixture"]
@@ -23,13 +24,8 @@ class View(nnx.Module):
 
     def __init__(self, num_pixels: int, num_hidden: int, num_latents: int, rngs: nnx.Rngs) -> None:
         """Draw the initial weights."""
-
-        def network(num_in: int, num_out: int) -> nnx.Sequential:
-            first = nnx.Linear(num_in, num_hidden, rngs=rngs)
-            return nnx.Sequential(first, nnx.relu, nnx.Linear(num_hidden, num_out, rngs=rngs))
-
-        self.encoder = network(num_pixels, 2 * num_latents)
-        self.decoder = network(num_latents, num_pixels)
+        self.encoder = two_layers(num_pixels, num_hidden, 2 * num_latents, rngs)
+        self.decoder = two_layers(num_latents, num_hidden, num_pixels, rngs)
 
     def expert(self, x: Array) -> tuple[Array, Array]:
         """Return mean and precision over z, [L] each, of the expert of one view [P]."""
@@ -55,6 +51,9 @@ class MultimodalVAE(nnx.Module):
         return jnp.stack([view.decoder(z) for view in self.views])
 
 
+Graph = nnx.GraphDef[MultimodalVAE]
+
+
 def draw(
     rng_key: Array, model: MultimodalVAE, fusion: Fusion, x: Array, given: Mask, num_samples: int
 ) -> tuple[Array, Array]:
@@ -68,35 +67,22 @@ def draw(
     else:
         masks = [mask for mask, is_given in zip((ONLY_A, ONLY_B), given, strict=True) if is_given]
     posteriors = [model.posterior(x, mask) for mask in masks]
-    z = jnp.concatenate(
-        [
-            jax.vmap(pj.gaussians.sample, (0, None, None))(keys, q.mean, q.precision)
-            for keys, q in zip(
-                jax.random.split(rng_key, (len(masks), -(-num_samples // len(masks)))),
-                posteriors,
-                strict=True,
-            )
-        ]
-    )
+    keys = jax.random.split(rng_key, (len(masks), -(-num_samples // len(masks))))
+    sample = jax.vmap(pj.gaussians.sample, (0, None, None))
+    draws = [sample(k, q.mean, q.precision) for k, q in zip(keys, posteriors, strict=True)]
+    z = jnp.concatenate(draws)
     log_prob = jax.vmap(pj.gaussians.log_prob, (None, None, 0))
     log_qs = jnp.stack([log_prob(q.mean, q.precision, z) for q in posteriors])
     log_q = jax.nn.logsumexp(log_qs, axis=0) - jnp.log(len(masks))
     return z, log_prob(jnp.zeros(z.shape[1]), jnp.ones(z.shape[1]), z) - log_q
 
 
-def elbo(
-    rng_key: Array,
-    model: MultimodalVAE,
-    fusion: Fusion,
-    x: Array,
-    subset: Mask,
-    num_samples: int = 1,
-) -> Array:
+def elbo(rng_key: Array, model: MultimodalVAE, fusion: Fusion, x: Array, subset: Mask) -> Array:
     """Estimate E_q(z | subset)[log p(x_subset, z) - log q(z | subset)], without bias, [].
 
     The draws are reparametrised, so its gradient is that of the ELBO, without bias too.
     """
-    z, log_ratio = draw(rng_key, model, fusion, x, subset, num_samples)
+    z, log_ratio = draw(rng_key, model, fusion, x, subset, 1)
     log_p = jax.vmap(lambda z: bernoulli_log_prob(model.logits(z), x)[np.array(subset)].sum())(z)
     return jnp.mean(log_p + log_ratio)
 
@@ -131,11 +117,6 @@ def score(
             scores[f"{name}_bit_error"] = bit_error(mean, x[missing])
             scores[f"{name}_completion"] = mean
     return scores
-
-
-def log_mean_exp(values: Array) -> Array:
-    """Return log mean exp of values [S]."""
-    return jax.nn.logsumexp(values) - jnp.log(values.shape[0])
 
 
 def bit_error(p: Array, x: Array) -> Array:

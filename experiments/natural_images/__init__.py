@@ -25,9 +25,9 @@ import numpy as np
 
 import poejax as pj
 from experiments.lab import ica, runs
+from experiments.lab.scoring import exact_log_likelihood
 from experiments.natural_images import patches, report
-from experiments.natural_images.config import PRESETS, Config
-from experiments.natural_images.models import Judge, Learner, gibbs_speed
+from experiments.natural_images.models import PRESETS, Config, Judge, Learner, gibbs_speed
 
 
 def load(config: Config, seed: int) -> patches.Patches:
@@ -49,7 +49,8 @@ def load(config: Config, seed: int) -> patches.Patches:
     return patches.cut(pictures, shape, config.num_train, config.num_test, seed, source)
 
 
-RULES = {"exact": "exact gradient", "gibbs": "CD-1, block Gibbs", "hmc": "CD-1, HMC"}
+BASES = ("random basis", "principal components", "FastICA")  # whose marginals are fitted
+RULES = {"exact gradient": "exact", "CD-1, block Gibbs": "gibbs", "CD-1, HMC": "hmc"}
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
@@ -63,25 +64,22 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     data = load(config, seed=0)
     white = ica.whitening(data.train, config.num_components)
     runs.open_workdir(workdir, config, resume=None, unchecked=("workdir",))
-    size, learner, judge = (
-        config.num_components,
-        Learner(config),
-        Judge(config, data.shape),
-    )
+    size, learner, judge = config.num_components, Learner(config), Judge(config, data.shape)
     results: dict[str, Any] = {"source": data.source, "variance_kept": white.kept}
-    wide = ("gibbs", "hmc") if config.overcompleteness > 1 else ()
+    wide = ("CD-1, block Gibbs", "CD-1, HMC") if config.overcompleteness > 1 else ()
     with runs.progress(6 * config.num_seeds + len(wide), "training", "model") as bar:
 
         def score(params: Any) -> float:
-            model = learner.model(size)
-            log_z = pj.exact.log_z(model, params)
-            return float(pj.evidence.log_likelihood(model, params, z_test, log_z).mean)
+            return exact_log_likelihood(learner.model(size), params, z_test)
 
-        def done(name: str, row: dict[str, Any]) -> None:
+        def learned(name: str, rule: str, num_experts: int) -> tuple[dict[str, Any], Any]:
+            start, params = time.perf_counter(), learner.fit(rule, num_experts, z, seed)
+            w, seconds = ica.directions(params), time.perf_counter() - start
+            return judge.add_filters(name, w, white, z_test, seconds), params
+
+        def done(name: str, value: float) -> None:
             bar.update()
-            bar.set_postfix(
-                {name: f"{row.get('fitted', row.get('as_trained')):.2f}"}, refresh=False
-            )
+            bar.set_postfix({name: f"{value:.2f}"}, refresh=False)
 
         for seed in range(config.num_seeds):
             if seed:
@@ -89,44 +87,38 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 white = ica.whitening(data.train, size)
             z, z_test = (jnp.asarray(white(x), jnp.float32) for x in (data.train, data.test))
             judge.add_gaussian(z_test)
-            for name, basis in BASES.items():
-                start = time.perf_counter()
-                w = basis(z, seed)
+            for name in BASES:
+                start, w = time.perf_counter(), basis(name, z, seed)
                 row = judge.add_filters(name, w, white, z_test, time.perf_counter() - start)
                 row["fitted"] = score(learner.fit_marginals(w, z, seed))
-                done(name, row)
-            for rule, name in RULES.items():
-                start = time.perf_counter()
-                params = learner.fit(rule, size, z, seed)
-                w = ica.directions(params)
-                row = judge.add_filters(name, w, white, z_test, time.perf_counter() - start)
+                done(name, row["fitted"])
+            for name, rule in RULES.items():
+                row, params = learned(name, rule, size)
                 row["as_trained"] = row["fitted"] = score(params)
-                if rule != "exact":
-                    row["fitted"] = score(learner.fit_marginals(w, z, seed))
-                else:
+                if rule == "exact":
                     row |= quantiles(params)
-                done(name, row)
+                else:
+                    w = ica.directions(params)
+                    row["fitted"] = score(learner.fit_marginals(w, z, seed))
+                done(name, row["fitted"])
             if seed:
                 continue
+            count = config.overcompleteness * size
             for rule in wide:
-                name = f"{RULES[rule]}, {config.overcompleteness}x"
-                start, count = time.perf_counter(), config.overcompleteness * size
-                params = learner.fit(rule, count, z, seed)
-                w = ica.directions(params)
-                row = judge.add_filters(name, w, white, z_test, time.perf_counter() - start)
+                name = f"{rule}, {config.overcompleteness}x"
+                row, params = learned(name, RULES[rule], count)
                 found = judge.anneal(learner.model(count), params, z_test)
                 row["as_trained"], row["ess"] = float(found.mean), float(found.ess)
                 row["interval"] = [float(found.ci_low), float(found.ci_high)]
-                done(name, row)
+                done(name, row["as_trained"])
             results["gibbs_chain_steps_per_second"] = {
                 str(n): round(gibbs_speed(learner.model(n), learner.random(n, seed), z))
-                for n in sorted({size, config.overcompleteness * size})
+                for n in sorted({size, count})
             }
     results |= {"models": judge.models, "machine": runs.machine(), "ais_chains": config.ais_chains}
     results["tables"] = report.table(results)
     runs.write_json(workdir / "results.json", results)
-    folder = workdir / "figures"
-    report.draw(folder, judge.filters, judge.measures, data.shape, data.source)
+    report.draw(workdir / "figures", judge.filters, judge.measures, data)
     return results
 
 
@@ -139,22 +131,14 @@ def quantiles(params: pj.types.Params) -> dict[str, list[float]]:
     }
 
 
-def _random(z: jax.Array, seed: int) -> np.ndarray:
+def basis(name: str, z: jax.Array, seed: int) -> np.ndarray:
+    """Return an orthonormal basis of the whitened space, [D, D]."""
     size = z.shape[1]
-    return np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
-
-
-def _principal(z: jax.Array, seed: int) -> np.ndarray:
-    del seed
-    return np.eye(z.shape[1])
-
-
-def _fastica(z: jax.Array, seed: int) -> np.ndarray:
+    if name == "random basis":
+        return np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
+    if name == "principal components":
+        return np.eye(size)
     return ica.fastica(np.asarray(z), seed, max_iter=200)
-
-
-# Orthonormal bases of the whitened space whose Student-t marginals are fitted.
-BASES = {"random basis": _random, "principal components": _principal, "FastICA": _fastica}
 
 
 main = runs.main_of(

@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float64]
 _GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _TILE = 4  # side of a tile, in patches
+_HELD_OUT = 0.2  # share of the tiles that only test patches come from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,6 @@ def cut(
     num_test: int,
     seed: int,
     source: str,
-    held_out: float = 0.2,
 ) -> Patches:
     """Draw patches uniformly from the tiles of each split, and subtract each one's mean.
 
@@ -112,7 +112,6 @@ def cut(
       num_train, num_test: number of patches; they may overlap within a split.
       seed: of the choice of tiles and patches.
       source: what the pictures are, for titles.
-      held_out: share of the tiles that only test patches come from, in (0, 1).
 
     Raises:
       ValueError: if the pictures have fewer than two tiles.
@@ -132,21 +131,20 @@ def cut(
             f"{shape[0]} x {shape[1]}, got {len(tiles)}"
         )
     order = rng.permutation(len(tiles))
-    count = min(max(1, round(held_out * len(tiles))), len(tiles) - 1)
-    splits = {"test": (order[:count], num_test), "train": (order[count:], num_train)}
-    drawn = {}
-    for name, (chosen, number) in splits.items():
+    count = min(max(1, round(_HELD_OUT * len(tiles))), len(tiles) - 1)
+
+    def draw(chosen: npt.NDArray[np.int64], number: int) -> Floats:
         which = rng.choice(chosen, number)
         top = rng.integers(0, tall - shape[0] + 1, number)
         left = rng.integers(0, wide - shape[1] + 1, number)
-        rows = np.stack(
-            [
-                tiles[k][i : i + shape[0], j : j + shape[1]].ravel()
-                for k, i, j in zip(which, top, left, strict=True)
-            ]
-        )
-        drawn[name] = rows - rows.mean(axis=1, keepdims=True)
-    return Patches(drawn["train"], drawn["test"], shape, source)
+        windows = [
+            tiles[k][i : i + shape[0], j : j + shape[1]].ravel()
+            for k, i, j in zip(which, top, left, strict=True)
+        ]
+        return np.stack(windows) - np.mean(windows, axis=1, keepdims=True)
+
+    test, train = draw(order[:count], num_test), draw(order[count:], num_train)
+    return Patches(train, test, shape, source)
 
 
 def _grey(image: npt.ArrayLike) -> Floats:

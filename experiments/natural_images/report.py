@@ -12,6 +12,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from experiments.lab import encoders, figures, tables
+from experiments.natural_images.patches import Patches
 from poejax import plotting
 
 Floats = npt.NDArray[np.float64]
@@ -58,10 +59,9 @@ def draw_filters(filters: Floats, shape: tuple[int, int], title: str) -> Figure:
     return figure
 
 
-def draw_measures(
-    found: Mapping[str, Mapping[str, npt.ArrayLike]], title: str, place: str = "pixels"
-) -> Figure:
+def draw_measures(found: Mapping[str, Mapping[str, Floats]], data: Patches) -> Figure:
     """Draw where and in which band each filter lives, a panel for every set of filters."""
+    place = "pixels" if data.shape[0] > 1 else "samples"
     columns = min(4, len(found))
     rows = math.ceil(len(found) / columns)
     figure = Figure((3.1 * columns, 2.9 * rows + 0.4), dpi=150, layout="tight")
@@ -69,14 +69,12 @@ def draw_measures(
     for k, (name, values) in enumerate(found.items()):
         axes = figure.add_subplot(rows, columns, k + 1)
         axes.plot(values["spatial"], values["spectral"], "o", markersize=3, alpha=0.6)
-        axes.set_xlim(0, most["spatial"])
-        axes.set_ylim(0, most["spectral"])
-        axes.set_xlabel(f"share of {place}")
-        axes.set_ylabel("share of frequencies")
+        axes.set(xlim=(0, most["spatial"]), ylim=(0, most["spectral"]))
+        axes.set(xlabel=f"share of {place}", ylabel="share of frequencies")
         axes.set_title(name, fontsize="medium")
         axes.grid(color="0.9")
         figures.bare(axes)
-    figure.suptitle(title)
+    figure.suptitle(f"Participation ratios of filters of {data.source}")
     return figure
 
 
@@ -84,25 +82,22 @@ def draw(
     folder: Path,
     filters: Mapping[str, Floats],
     found: Mapping[str, Mapping[str, Floats]],
-    shape: tuple[int, int],
-    source: str,
+    data: Patches,
 ) -> None:
     """Write a figure for every set of filters, sparsest first, and one of all measures."""
     for name, columns in filters.items():
-        order = np.argsort(-found[name]["kurtosis"])
+        figure = draw_filters(columns[:, np.argsort(-found[name]["kurtosis"])], data.shape, name)
         file = "".join(c if c.isalnum() else "_" for c in name.lower())
-        plotting.save(draw_filters(columns[:, order], shape, name), folder / f"filters_{file}.png")
-    title = f"Participation ratios of filters of {source}"
-    place = "pixels" if shape[0] > 1 else "samples"
-    plotting.save(draw_measures(found, title, place), folder / "measures.png")
+        plotting.save(figure, folder / f"filters_{file}.png")
+    plotting.save(draw_measures(found, data), folder / "measures.png")
 
 
-def table(results: Mapping[str, Any], reference: str = "FastICA") -> list[tables.Table]:
+def table(results: Mapping[str, Any]) -> list[tables.Table]:
     """Return the figures as tables.
 
     Log-likelihoods are held out, in nats per patch: with scales and exponents fitted to the
-    directions, less those of the reference on the same patches (± standard error over seeds, which
-    choose the patches), and with those held while the directions were trained.
+    directions, less those of FastICA on the same patches (± standard error over seeds, which choose
+    the patches), and with those held while the directions were trained.
     """
     models, rows = results["models"], []
 
@@ -112,10 +107,9 @@ def table(results: Mapping[str, Any], reference: str = "FastICA") -> list[tables
 
     for name, found in models.items():
         # Seeds choose other tiles, which moves all models alike: only differences are telling.
-        pairs = zip(found, models[reference], strict=False)
-        gap = np.array([a["fitted"] - b["fitted"] for a, b in pairs if "fitted" in a])
-        error = f" ± {gap.std(ddof=1) / len(gap) ** 0.5:.2f}" if len(gap) > 1 else ""
-        minus = f"{gap.mean():.2f}{error}" if len(gap) else "-"
+        pairs = zip(found, models["FastICA"], strict=False)
+        gap = [a["fitted"] - b["fitted"] for a, b in pairs if "fitted" in a]
+        minus = tables.plus_minus(gap, error=tables.std_err) if gap else "-"
         trained = mean(found, "as_trained", 2)
         if "ess" in found[0]:
             low, high = found[0]["interval"]
@@ -128,5 +122,5 @@ def table(results: Mapping[str, Any], reference: str = "FastICA") -> list[tables
         f"{results['source']}, nats per patch, AIS of {results['ais_chains']} chains; block Gibbs: "
         + ", ".join(f"{v} chain-steps/s with {k} experts" for k, v in speeds)
     )
-    heads = ("", "fitted", f"minus {reference}", "as trained", "kurtosis", "pixels", "waves")
+    heads = ("", "fitted", "minus FastICA", "as trained", "kurtosis", "pixels", "waves")
     return [tables.table(caption, (*heads, "seconds", "seeds"), rows)]

@@ -16,7 +16,6 @@ digits 5-9 apart from few labels, on three representations of the same intensiti
 Each is centred, and divided by one number, its root mean square on the digits 0-4. The penalty is
 chosen by cross-validation on the labelled digits alone, which are the same for all.
 Writes results.json and figures/.
-
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ from matplotlib.figure import Figure
 
 import poejax as pj
 from experiments.lab import encoders, figures, logistic, rbm_recipe, runs, tables
-from experiments.lab.tables import spread
 from poejax import datasets, plotting, stacks
 
 Floats = npt.NDArray[np.float32]
@@ -61,14 +59,10 @@ class Config(runs.DigitOptions):
 
     bounds: ClassVar = {"num_folds": 2}
 
-    def __post_init__(self) -> None:
-        """Refuse impossible values before any work is done."""
-        super().__post_init__()
-        if min(self.labels_per_class) < self.num_folds:
-            raise ValueError(
-                f"labels_per_class: expected at least num_folds = {self.num_folds} each, got "
-                f"{self.labels_per_class}"
-            )
+    def check(self) -> None:
+        """Refuse fewer labels than folds."""
+        enough = min(self.labels_per_class) >= self.num_folds
+        self.expect(enough, "labels_per_class", f"at least num_folds = {self.num_folds} each")
 
 
 PRESETS = {
@@ -106,29 +100,23 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     rows = logistic.labelled_rows(pool_labels, config.labels_per_class, config.num_draws)
 
     locality: dict[str, dict[str, list[float]]] = {"participation_ratio": {}, "radius": {}}
+    ratios, radii = locality.values()
     shape = (config.num_seeds, len(config.labels_per_class), config.num_draws)
     errors = {name: np.empty(shape) for name in REPRESENTATIONS}
     for seed in range(config.num_seeds):
         key = jax.random.key(seed)
-        description = f"RBM, seed {seed}"
-        model, params = config.rbm.fit(key, images, datasets.stochastic, description)
+        model, params = config.rbm.fit(key, images, datasets.stochastic, f"RBM, seed {seed}")
         w = np.asarray(params["hidden"]["w"])
         clusters = pj.mixtures.kmeans(
             jax.random.fold_in(key, 1), jnp.asarray(images) / 255, config.rbm.num_hidden
         )
-        centroids = np.asarray(clusters.centroids)
-        mean_image = images.mean(axis=0) / 255
-        for name, filters in (
-            ("RBM", w),
-            ("k-means", centroids.T),
-            ("k-means, centred", (centroids - mean_image).T),
-        ):
-            ratio, size = (
-                encoders.participation_ratio(filters),
-                encoders.radius(filters, data.shape),
-            )
-            locality["participation_ratio"].setdefault(name, []).append(float(ratio.mean()))
-            locality["radius"].setdefault(name, []).append(float(size.mean()))
+        centroids = np.asarray(clusters.centroids).T
+        centred = (centroids.T - images.mean(axis=0) / 255).T
+        for name, filters in {"RBM": w, "k-means": centroids, "k-means, centred": centred}.items():
+            ratio = encoders.participation_ratio(filters).mean()
+            ratios.setdefault(name, []).append(float(ratio))
+            radius = encoders.radius(filters, data.shape).mean()
+            radii.setdefault(name, []).append(float(radius))
         encode_by: dict[str, Callable[[Floats], Any]] = {
             "RBM": functools.partial(stacks.features, [(model, params)]),
             "k-means": functools.partial(encoders.triangle, clusters.centroids),
@@ -149,7 +137,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                     )
                 bar.update()
         if seed == 0:
-            for file, filters in {"filters": w, "centroids": centroids.T}.items():
+            for file, filters in {"filters": w, "centroids": centroids}.items():
                 figure = plotting.filters(filters[:, : config.num_shown], data.shape, title=file)
                 plotting.save(figure, workdir / "figures" / f"{file}.png")
     results: dict[str, Any] = {
@@ -157,10 +145,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         "unlabelled_examples": len(images),
         "test_examples": len(test),
         "locality": {
-            measure: {
-                name: {"mean": float(np.mean(v)), "std_over_seeds": spread(v), "per_seed": v}
-                for name, v in by_name.items()
-            }
+            measure: {name: tables.over_seeds(values) for name, values in by_name.items()}
             for measure, by_name in locality.items()
         },
         "test_error": {name: summary(e, config) for name, e in errors.items()},
@@ -184,8 +169,8 @@ def summary(errors: npt.NDArray[np.float64], config: Config) -> dict[str, Any]:
         str(count): {
             "mean": float(errors[:, i].mean()),
             # Of seed means over draws and of draw means over seeds: two sources of variation.
-            "std_over_draws": spread(errors[:, i].mean(axis=0)),
-            "std_over_seeds": spread(errors[:, i].mean(axis=1)),
+            "std_over_draws": tables.spread(errors[:, i].mean(axis=0)),
+            "std_over_seeds": tables.spread(errors[:, i].mean(axis=1)),
             "all": errors[:, i].tolist(),
         }
         for i, count in enumerate(config.labels_per_class)
@@ -215,27 +200,24 @@ def errors_figure(results: dict[str, Any]) -> Figure:
 
 def table(results: dict[str, Any]) -> list[tables.Table]:
     """Return the closing tables."""
-
-    def over_draws(by_count: dict[str, Any]) -> list[str]:
-        found = by_count.values()
-        return [f"{100 * v['mean']:.2f} ± {100 * v['std_over_draws']:.2f}" for v in found]
-
     locality = results["locality"]
     rows = {
         name: [tables.plus_minus(locality[measure][name]["per_seed"], 4) for measure in locality]
         for name in locality["radius"]
     }
-    config = results["config"]
-    caption = f"squared weights of K = {config['rbm']['num_hidden']} filters, ± spread over seeds"
+    num_filters = results["config"]["rbm"]["num_hidden"]
+    caption = f"squared weights of K = {num_filters} filters, ± spread over seeds"
     heads = ("", "participation ratio", "radius, pixels")
-    counts = list(results["test_error"]["RBM"])
-    errors = {name: over_draws(by_count) for name, by_count in results["test_error"].items()}
-    for name, by_count in results["lead_of_rbm"].items():
-        errors[f"{name} less RBM"] = over_draws(by_count)
+    leads = {f"{name} less RBM": lead for name, lead in results["lead_of_rbm"].items()}
+    errors = {
+        name: [f"{100 * v['mean']:.2f} ± {100 * v['std_over_draws']:.2f}" for v in found.values()]
+        for name, found in (results["test_error"] | leads).items()
+    }
     of = (
         f"error on {results['test_examples']} test digits 5-9, %, by labels per class, ± spread "
         f"over draws; {results['unlabelled_examples']} unlabelled digits"
     )
+    counts = results["test_error"]["RBM"]
     return [tables.table(caption, heads, rows), tables.table(of, ("", *counts), errors)]
 
 

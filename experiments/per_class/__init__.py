@@ -129,12 +129,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         "validation_examples": len(digits.validation),
         "test_examples": len(digits.test),
         "test_error": {
-            name: {
-                "mean": float(np.mean(v)),
-                "std_over_seeds": tables.spread(v),
-                "std_err": float(np.sqrt(np.mean(v) * (1 - np.mean(v)) / len(digits.test))),
-                "per_seed": v,
-            }
+            name: tables.over_seeds(v)
+            | {"std_err": float(np.sqrt(np.mean(v) * (1 - np.mean(v)) / len(digits.test)))}
             for name, v in errors.items()
         },
         "mixture_components_and_smoothing": sizes,
@@ -155,8 +151,8 @@ def rbm_scores(seed: int, digits: Digits, config: Config) -> tuple[Floats, Float
     The second layer's are of the first's hidden probabilities put in for its visible bits, as in
     the paper: a score, not a density.
     """
-    columns: list[list[Floats]] = [[], []]
-    upper: list[list[Floats]] = [[], []]
+    splits = [jnp.asarray(split, jnp.float32) for split in (digits.validation, digits.test)]
+    by_class = []
     with runs.progress(NUM_CLASSES, f"seed {seed}, RBMs", "class") as bar:
         # One compiled program serves all classes; on a CPU vmap over them saves only a quarter.
         for c in range(NUM_CLASSES):
@@ -165,15 +161,16 @@ def rbm_scores(seed: int, digits: Digits, config: Config) -> tuple[Floats, Float
             layer = config.rbm.fit(keys[0], rows, rbm_recipe.as_bits, None)
             hidden = stacks.features([layer], rows)
             above = config.second.fit(keys[1], hidden, stacks.draw_bits, None)
-            for k, split in enumerate((digits.validation, digits.test)):
-                x = jnp.asarray(split, jnp.float32)
-                phi = stacks.features([layer], x)
-                columns[k].append(np.asarray(log_densities(*layer, x)))
-                upper[k].append(np.asarray(log_densities(*above, phi)))
+            by_class.append(
+                [
+                    (log_densities(*layer, x), log_densities(*above, stacks.features([layer], x)))
+                    for x in splits
+                ]
+            )
             bar.update()
     validation, test = (
-        np.stack(first_layer + second_layer, axis=1)
-        for first_layer, second_layer in zip(columns, upper, strict=True)
+        np.stack([found[split][layer] for layer in (0, 1) for found in by_class], axis=1)
+        for split in (0, 1)
     )
     return validation, test
 
@@ -182,8 +179,8 @@ def mixture_scores(
     seed: int, digits: Digits, config: Config
 ) -> tuple[tuple[Floats, Floats], list[tuple[int, float]]]:
     """Fit a mixture per class; returns log p(x | class) [N, 10] of both splits, and the choices."""
-    columns: list[list[Floats]] = [[], []]
-    chosen = []
+    splits = [jnp.asarray(split) for split in (digits.validation, digits.test)]
+    by_class, chosen = [], []
     with runs.progress(NUM_CLASSES, f"seed {seed}, mixtures", "class") as bar:
         for c in range(NUM_CLASSES):
             key = jax.random.fold_in(jax.random.key(seed), NUM_CLASSES + c)
@@ -191,11 +188,9 @@ def mixture_scores(
             own = digits.own[c][: digits.fewest]
             fitted = scoring.fit_mixture(key, own, digits.padded[c], config.mixture_sizes)
             chosen.append((fitted.num_components, fitted.smoothing))
-            for column, x in zip(columns, (digits.validation, digits.test), strict=True):
-                log_probs = scoring.mixture_log_probs(fitted.params, jnp.asarray(x))
-                column.append(np.asarray(log_probs))
+            by_class.append([scoring.mixture_log_probs(fitted.params, x) for x in splits])
             bar.update()
-    validation, test = (np.stack(column, axis=1) for column in columns)
+    validation, test = (np.stack(columns, axis=1) for columns in zip(*by_class, strict=True))
     return (validation, test), chosen
 
 

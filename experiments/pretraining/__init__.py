@@ -15,7 +15,6 @@ pairs. One stack per seed serves all its depths and numbers of labels.
 A killed study goes on with --resume, and may be asked for more labels, depths, arms or seeds then;
 results.json holds every seed's error, figures/errors.png the box plots. On a GPU raise --together,
 the networks of all seeds and learning rates that vmap trains at once.
-
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any
 from experiments.lab import runs
 from experiments.lab.cells import Cells
 from experiments.pretraining import networks, report
-from experiments.pretraining.config import PRESETS, Config
+from experiments.pretraining.networks import PRESETS, Config
 from poejax import plotting
 
 
@@ -49,9 +48,9 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     runs.open_workdir(workdir, config, config.resume, unchecked=(*free, "workdir", "resume"))
     cells = Cells(workdir / "results.json")
     networks.run(config, data, cells, workdir)
-    figure = report.draw(cells.values, num_rows)
+    figure = report.draw(cells, num_rows)
     plotting.save(figure, workdir / "figures" / "errors.png")
-    return cells.values
+    return cells
 
 
 main = runs.main_of(PRESETS, __doc__, "pretraining", train_and_evaluate, report.table, resumes=True)

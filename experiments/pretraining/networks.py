@@ -1,12 +1,14 @@
-"""The cells of the pre-training study: greedy stacks, and networks trained side by side."""
+"""What the pre-training study depends on; its stacks, and its networks, trained side by side."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import math
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +19,70 @@ from flax import nnx
 import poejax as pj
 from experiments.lab import runs, supervised
 from experiments.lab.cells import Cells
-from experiments.lab.supervised import NUM_CLASSES, Examples, Fit, decayed, examples
-from experiments.pretraining.config import Config
+from experiments.lab.supervised import NUM_CLASSES, Examples, Fit, decayed
 from poejax import checkpoint, datasets, nn, stacks
 from poejax.types import Array
+
+Arm = Literal["pre-trained", "random", "modern"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(runs.DigitOptions):
+    """Everything the study depends on, with its data."""
+
+    num_validation: int = 10_000
+    """Training digits of mnist held out; the other data sets have splits of their own."""
+    labels: tuple[int, ...] = (100, 300, 1_000, 0)
+    """Numbers of labelled examples; 0 stands for the whole training set."""
+    depths: tuple[int, ...] = (1, 2, 3, 4)  # Numbers of hidden layers.
+    arms: tuple[Arm, ...] = ("pre-trained", "random", "modern")
+    """How networks start; the last is ReLU, the others sigmoid."""
+    layer_size: int = 500  # Units of every hidden layer.
+    num_seeds: int = 10  # Seeds 0, 1, ... up to few_labels labels.
+    num_seeds_above: int = 3  # Seeds with more labels.
+    few_labels: int = 1_000  # Up to so many labels, num_seeds seeds and all learning rates are run.
+    pretraining_epochs: int = 60  # Passes over the unlabelled images per layer.
+    pretraining_rate: float = 0.3
+    """Learning rate of centred CD-1, lowered linearly to a hundredth over the second half."""
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    """Of Adam, lowered to zero along a cosine; above few_labels only the (lower) middle one."""
+    min_updates: int = 800
+    """Least number of updates of a network; decides the number of epochs when labels are few."""
+    min_epochs: int = 15  # Least number of epochs; decides it when there are many.
+    batch_size: int = 100  # Examples per update; a quarter of the labelled set if that is less.
+    together: int = 4
+    """Networks trained at once by vmap, up to few_labels labels; one by one above."""
+    resume: bool = False  # Go on with the study in workdir.
+
+    bounds: ClassVar = {"labels": 0}
+
+    def check(self) -> None:
+        """Refuse fewer labels than classes."""
+        enough = min(n or 10 for n in self.labels) >= 10
+        self.expect(enough, "labels", "at least 10, or 0 for all")
+
+
+PRESETS = {
+    "default": Config(),
+    "full": Config(
+        preset="full",
+        dataset="mnist",
+        labels=(100, 300, 1_000, 10_000, 0),
+        pretraining_epochs=10,
+    ),
+    "smoke": Config(
+        preset="smoke",
+        dataset="digits",
+        labels=(40,),
+        depths=(1, 2),
+        layer_size=20,
+        num_seeds=3,
+        pretraining_epochs=60,
+        learning_rates=(1e-2, 3e-2),
+        min_updates=150,
+        min_epochs=5,
+    ),
+}
 
 
 class Cell(NamedTuple):
@@ -51,7 +113,7 @@ def all_cells(config: Config) -> list[Cell]:
 
 def run(config: Config, data: datasets.Dataset, cells: Cells, workdir: Path) -> None:
     """Train whatever is not done, saving as it goes; the bar counts layers and networks."""
-    splits = {name: examples(getattr(data, name)) for name in ("train", "validation", "test")}
+    splits = supervised.splits(data)
     todo = [cell for cell in all_cells(config) if cell.name not in cells]
     depths = {
         seed: max(c.depth for c in todo if c.seed == seed and c.arm == "pre-trained")
@@ -133,12 +195,9 @@ def _load_stack(config: Config, workdir: Path, seed: int, depth: int) -> list[nn
 
 def _groups(config: Config, todo: list[Cell]) -> list[tuple[tuple[int, int, str], list[Cell]]]:
     """Cut the cells into groups that are trained at once: they differ by their seed only."""
-    kinds: dict[tuple[int, int, str], list[Cell]] = {}
-    for cell in todo:
-        kinds.setdefault(cell[:3], []).append(cell)
     groups = []
-    for kind, cells in kinds.items():
-        few = _is_few(config, kind[0])
+    for kind, of_kind in itertools.groupby(todo, key=lambda cell: cell[:3]):
+        few, cells = _is_few(config, kind[0]), list(of_kind)
         size = max(1, config.together // len(config.learning_rates)) if few else 1
         groups += [(kind, cells[i : i + size]) for i in range(0, len(cells), size)]
     return groups
@@ -154,38 +213,30 @@ def _train_group(
     """Train the cells of a group at every learning rate, and save what their rule chose."""
     started = time.perf_counter()
     labels, depth, _, _ = group[0]
-    rates = _rates(config, labels)
-    num_pixels = splits["train"].images.shape[1]
-    networks, row_lists, held_out_lists = [], [], []
-    num_labels = labels or len(splits["train"].labels)
+    rates, train, validation = _rates(config, labels), splits["train"], splits["validation"]
+    num_pixels, num_labels = train.images.shape[1], labels or len(train.labels)
+    starts = []
     for cell in group:
+        key = jax.random.fold_in(jax.random.key(cell.seed), depth)
         graph, params = nnx.split(_network(config, workdir, cell, num_pixels))
-        networks += [params] * len(rates)
-        row_lists.append(balanced_rows(splits["train"].labels, cell.seed)[:num_labels])
-        held_out_lists.append(balanced_rows(splits["validation"].labels, cell.seed)[:num_labels])
-
-    def repeated(lists: list[np.ndarray]) -> Array:
+        rows, held_out = (
+            balanced_rows(split.labels, cell.seed)[:num_labels] for split in (train, validation)
+        )
         # The rates of one seed stand side by side and share its order of examples.
-        return jnp.repeat(jnp.asarray(lists), len(rates), axis=0)
-
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(c.seed), depth) for c in group])
-    keys = jnp.repeat(keys, len(rates), axis=0)
-    rows, held_out = repeated(row_lists), repeated(held_out_lists)
+        starts += [(key, params, jnp.asarray(rate), rows, held_out) for rate in rates]
     trainer = supervised.Trainer(graph, *_schedule(config, num_labels))
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
-    all_rates = jnp.tile(jnp.asarray(rates), len(group))
-    fit = _start(keys, trainer, stacked, all_rates, splits["train"], rows)
-    fit, losses = _epochs(trainer, fit, splits["train"], rows, splits["validation"], held_out)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    fit, losses = _train(trainer, stacked, train, validation)
     if not np.isfinite(losses).all():
         raise FloatingPointError(f"training loss {losses} in {group[0].name} and the like")
     errors = np.asarray(_test(graph, fit.best, splits["test"])).reshape(len(group), -1)
     score = np.asarray(fit.score).reshape(errors.shape)
     epoch = np.asarray(fit.best_epoch).reshape(errors.shape)
     seconds = (time.perf_counter() - started) / len(group)
-    for cell, best, row in zip(group, score.argmin(axis=1), range(len(group)), strict=True):
+    for row, (cell, best) in enumerate(zip(group, score.argmin(axis=1), strict=True)):
         found = {
             "test_error": float(errors[row, best]),
-            "validation_error": int(score[row, best]) / held_out.shape[1],
+            "validation_error": int(score[row, best]) / len(held_out),
             "learning_rate": rates[best],
             "epoch": int(epoch[row, best]) + 1,
             "num_epochs": trainer.num_epochs,
@@ -228,43 +279,32 @@ def _chosen(data: Examples, rows: Array) -> Examples:
 
 
 @functools.partial(jax.jit, static_argnames="trainer")
-def _start(
-    keys: Array,
-    trainer: supervised.Trainer,
-    params: Any,
-    rates: Array,
-    train: Examples,
-    rows: Array,
-) -> Fit:
-    """Start many networks at once; all but the examples have a leading axis."""
-
-    def one(key: Array, params: Any, rate: Array, rows: Array) -> Fit:
-        return trainer.start(key, params, rate, _chosen(train, rows))
-
-    return jax.vmap(one)(keys, params, rates, rows)
-
-
-@functools.partial(jax.jit, static_argnames="trainer")
-def _epochs(
-    trainer: supervised.Trainer,
-    fit: Fit,
-    train: Examples,
-    rows: Array,
-    validation: Examples,
-    held_out: Array,
+def _train(
+    trainer: supervised.Trainer, starts: Any, train: Examples, validation: Examples
 ) -> tuple[Fit, Array]:
-    """Take all epochs of many networks at once; all but the examples have a leading axis."""
+    """Train many networks at once, each from its start; returns fits and last losses.
 
-    def one(fit: Fit, rows: Array, held_out: Array) -> tuple[Fit, Array]:
+    Args:
+      trainer: how.
+      starts: key, parameters, learning rate, and the rows of `train` and of `validation` that are
+        used, each with a leading axis.
+      train: all examples to learn from.
+      validation: all examples to validate by.
+    """
+
+    def one(
+        key: Array, params: Any, rate: Array, rows: Array, held_out: Array
+    ) -> tuple[Fit, Array]:
         own, chosen = _chosen(train, rows), _chosen(validation, held_out)
 
         def epoch(fit: Fit, _: None) -> tuple[Fit, Array]:
             return trainer.epoch(fit, own, chosen)
 
+        fit = trainer.start(key, params, rate, own)
         fit, losses = jax.lax.scan(epoch, fit, length=trainer.num_epochs)
         return fit, losses[-1]
 
-    return jax.vmap(one)(fit, rows, held_out)
+    return jax.vmap(one)(*starts)
 
 
 @functools.partial(jax.jit, static_argnames="graph")

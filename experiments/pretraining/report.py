@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from experiments.lab import tables
+from experiments.lab.figures import bare
 
 _COLOURS = {"pre-trained": "C0", "random": "C1", "modern": "C2"}
 
@@ -31,8 +32,7 @@ def margin(better: dict[int, float], worse: dict[int, float]) -> tuple[float, fl
     """Return mean and standard error of worse - better, in pairs of one seed each."""
     seeds = sorted(better.keys() & worse.keys())
     differences = np.array([worse[seed] - better[seed] for seed in seeds])
-    spread = differences.std(ddof=1) / np.sqrt(len(seeds)) if len(seeds) > 1 else np.nan
-    return float(differences.mean()), float(spread)
+    return float(differences.mean()), tables.std_err(differences)
 
 
 def table(results: dict[str, Any]) -> list[tables.Table]:
@@ -95,7 +95,7 @@ def draw(results: dict[str, Any], num_rows: int) -> Figure:
         axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
         axes.grid(color="0.9", axis="y")
-        axes.spines[["top", "right"]].set_visible(False)
+        bare(axes)
         if k == 0:
             axes.set_ylabel("test error (%), logarithmic")
     run = set().union(*kinds.values())

@@ -53,11 +53,9 @@ class Config(runs.DigitOptions):
 
     bounds: ClassVar = {"digit": (0, 10), "min_pixels": 0}
 
-    def __post_init__(self) -> None:
-        """Refuse impossible values before any work is done."""
-        super().__post_init__()
-        if not 0 < self.fraction <= 0.5:
-            raise ValueError(f"fraction: expected a number in (0, 0.5], got {self.fraction}")
+    def check(self) -> None:
+        """Refuse ends of the ranking that overlap."""
+        self.expect(0 < self.fraction <= 0.5, "fraction", "a number in (0, 0.5]")
 
 
 PRESETS = {
@@ -104,8 +102,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     sizes = []
     for seed in range(config.num_seeds):
         key = jax.random.key(seed)
-        description = f"RBM, seed {seed}"
-        model, params = config.rbm.fit(key, train, rbm_recipe.as_bits, description)
+        model, params = config.rbm.fit(key, train, rbm_recipe.as_bits, f"RBM, seed {seed}")
         mixture_key = jax.random.fold_in(key, 1)
         mixture = scoring.fit_mixture(mixture_key, train, train, config.mixture_sizes)
         sizes.append([mixture.num_components, mixture.smoothing])
@@ -172,13 +169,9 @@ def outlier_sets(
 def summary(by_scorer: dict[str, list[scoring.AUROC]]) -> dict[str, Any]:
     """Return mean over seeds, its standard error over test examples, and the seeds' spread."""
     means = {scorer: scoring.AUROC.mean(areas) for scorer, areas in by_scorer.items()}
-    found: dict[str, Any] = {
-        scorer: {
-            "mean": mean.value,
-            "std_err": mean.std_err,
-            "std_over_seeds": tables.spread([area.value for area in by_scorer[scorer]]),
-            "per_seed": [area.value for area in by_scorer[scorer]],
-        }
+    found = {
+        scorer: tables.over_seeds([area.value for area in by_scorer[scorer]])
+        | {"mean": mean.value, "std_err": mean.std_err}
         for scorer, mean in means.items()
     }
     lead = means[SCORES[0]].minus(means[SCORES[1]])

@@ -12,7 +12,6 @@ image takes the mean of the other K - 1 as its baseline (Kool et al. 2019), whic
 prior's is the contrastive surrogate between codes and persistent chains. Only the chains are
 approximate. Compares an RBM prior with independent Bernoullis, all else equal, by held-out bounds
 that contain the exact log Z, from the 2^J states of the RBM's hidden units.
-
 """
 
 from __future__ import annotations
@@ -88,10 +87,8 @@ def train(
 ) -> tuple[Graph, Any, list[dict[str, float]]]:
     """Train one model; returns its graph, its best parameters and a record per epoch."""
     init_key, train_key, bound_key = jax.random.split(jax.random.key(seed), 3)
-    model = BinaryAutoencoder(
-        data["train"].shape[1], config.num_hidden, prior, nnx.Rngs(params=init_key)
-    )
-    graph, params = nnx.split(model)
+    num_pixels, rngs = data["train"].shape[1], nnx.Rngs(params=init_key)
+    graph, params = nnx.split(BinaryAutoencoder(num_pixels, config.num_hidden, prior, rngs))
     per_epoch = len(data["train"]) // config.batch_size
     num_steps = config.num_epochs * per_epoch
     run = training.Run(
@@ -145,7 +142,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         "test": datasets.stochastic(test_key, loaded.test.images),
     }
     scores: dict[str, list[dict[str, float]]] = {}
-    curves: dict[int, dict[str, float]] = {}
+    curves: list[dict[str, float]] = []
     samples = {}
     total = 2 * config.num_seeds * config.num_epochs
     with runs.progress(total, "training", "epoch") as bar:
@@ -157,27 +154,23 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 found = bounds(key, graph, params, data["test"], log_z, config.num_samples)
                 scores.setdefault(name, []).append({k: float(v) for k, v in found.items()})
                 if seed == 0:
-                    for record in records:
-                        row = curves.setdefault(int(record["epoch"]), {"epoch": record["epoch"]})
-                        row |= {f"{name} prior": record["elbo"], f"{name}: KL": record["kl"]}
+                    words = {"epoch": "epoch", "elbo": f"{name} prior", "kl": f"{name}: KL"}
+                    curves += [{words[k]: v for k, v in record.items()} for record in records]
                     samples[name] = sample_images(jax.random.key(1), graph, params, 49, 1000)
     figures = workdir / "figures"
     panels = {
         "validation ELBO (nats)": [f"{name} prior" for name in scores],
         "KL(q(z | x), p(z)) (nats)": [f"{name}: KL" for name in scores],
     }
-    figure = plotting.learning_curves(list(curves.values()), panels, x="epoch")
+    figure = plotting.learning_curves(curves, panels)
     plotting.save(figure, figures / "curves.png")
     labels = ("independent Bernoulli prior", f"RBM prior, {config.num_experts} experts")
     figure = plotting.samples_beside(
         np.asarray(samples["Bernoulli"]), np.asarray(samples["RBM"]), loaded.shape, labels=labels
     )
     plotting.save(figure, figures / "samples.png")
-    results = {
-        "scores": scores,
-        "test_examples": len(data["test"]),
-        "binarization": "stochastic",
-    }
+    num_test = len(data["test"])
+    results = {"scores": scores, "test_examples": num_test, "binarization": "stochastic"}
     return runs.write_results(workdir, config, results, started, table)
 
 

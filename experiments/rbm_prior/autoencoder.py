@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 import poejax as pj
-from experiments.lab.scoring import bernoulli_log_prob
+from experiments.lab.encoders import two_layers
+from experiments.lab.scoring import bernoulli_log_prob, log_mean_exp
 from poejax import nn
 from poejax.types import Array
 
@@ -21,15 +22,8 @@ class BinaryAutoencoder(nnx.Module):
 
     def __init__(self, num_pixels: int, num_hidden: int, prior: pj.Product, rngs: nnx.Rngs) -> None:
         size = prior.visible.num_sites
-
-        def network(n_in: int, n_out: int) -> nnx.Sequential:
-            return nnx.Sequential(
-                nnx.Linear(n_in, num_hidden, rngs=rngs),
-                jax.nn.relu,
-                nnx.Linear(num_hidden, n_out, rngs=rngs),
-            )
-
-        self.encoder, self.decoder = network(num_pixels, size), network(size, num_pixels)
+        self.encoder = two_layers(num_pixels, num_hidden, size, rngs)
+        self.decoder = two_layers(size, num_hidden, num_pixels, rngs)
         self.prior = nn.ProductModule(prior, rngs=rngs)
 
     def terms(self, x: Array, z: Array) -> tuple[Array, Array, Array]:
@@ -121,8 +115,7 @@ def bounds(
         log_p, log_prior, log_q = model.terms(x[None], draw_codes(key, model, x[None], num_samples))
         kl = log_q - (log_prior - log_z)
         log_w = log_p - kl
-        iwae = jax.nn.logsumexp(log_w) - jnp.log(num_samples)
-        return log_w.mean(), iwae, kl.mean()
+        return log_w.mean(), log_mean_exp(log_w), kl.mean()
 
     elbo, iwae, kl = jax.lax.map(one, (jax.random.split(rng_key, x.shape[0]), x), batch_size=25)
     return {"elbo": elbo.mean(), "iwae": iwae.mean(), "kl": kl.mean()}

@@ -40,6 +40,7 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 
 import poejax as pj
 from experiments.lab import runs, tables
+from experiments.lab.scoring import exact_log_likelihood
 from poejax import plotting, recipes, training
 
 Matrix = npt.NDArray[np.float64]
@@ -61,14 +62,13 @@ class Config(runs.Options):
     max_components: int = 5  # Sizes of the mixture to choose from.
     num_seeds: int = 10  # Seeds 0, 1, ... of splits and of everything random.
 
-    def __post_init__(self) -> None:
-        """Refuse impossible values before any work is done."""
-        super().__post_init__()
+    def check(self) -> None:
+        """Refuse what is not known."""
         unknown = set(self.tables) - set(_TABLES) or set(self.optimizers) - set(recipes.OPTIMIZERS)
-        if unknown or not (self.tables and self.optimizers and self.learning_rates):
+        if unknown:
             raise ValueError(
                 f"tables, optimizers, learning_rates: expected some of {[*_TABLES]}, some of "
-                f"{[*recipes.OPTIMIZERS]} and at least one rate, got {unknown or 'none'}"
+                f"{[*recipes.OPTIMIZERS]} and at least one rate, got {unknown}"
             )
 
 
@@ -111,16 +111,16 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 cell["mixture"] = _mixture(config, seed, learned, tested) - reference
                 for optimizer, rate in arms:
                     fit = _recipe(config, seed, learned, optimizer, rate)
-                    arm = f"{optimizer} {rate:g}"
-                    cell[f"recipe {arm}"] = _score(fit.model, fit.params, tested) - reference
-                    cell[f"plain {arm}"] = _plain(config, seed, learned, tested, optimizer, rate)
-                    cell[f"plain {arm}"] -= reference
+                    score = exact_log_likelihood(fit.model, fit.params, tested)
+                    cell[f"recipe {optimizer} {rate:g}"] = score - reference
+                    score = _plain(config, seed, learned, tested, optimizer, rate)
+                    cell[f"plain {optimizer} {rate:g}"] = score - reference
                     bar.update(1)
                 cell |= _imputation(seed, fit, learned, tested)
                 cells.append(cell)
             cells_of[name] = cells
     results = {"cells": cells_of, "summary": {n: summarize(c) for n, c in cells_of.items()}}
-    draw(config, cells_of, workdir / "figures")
+    plotting.save(draw(config, cells_of), workdir / "figures" / "gain.png")
     return runs.write_results(workdir, config, results, start, table)
 
 
@@ -155,14 +155,9 @@ def _plain(config: Config, seed: int, x: Matrix, tested: Matrix, method: str, ra
     try:
         state = run.init(jax.random.key(seed), x)
         state, _ = run.steps(state, x, config.num_passes * (len(x) // config.batch_size))
-        return _score(model, state.params, tested)
+        return exact_log_likelihood(model, state.params, tested)
     except (FloatingPointError, ValueError):
         return math.nan
-
-
-def _score(model: pj.Product, params: pj.types.Params, x: Matrix) -> float:
-    log_z = pj.exact.log_z(model, params)
-    return float(pj.evidence.log_likelihood(model, params, x, log_z).mean)
 
 
 def _mixture(config: Config, seed: int, x: Matrix, tested: Matrix) -> float:
@@ -181,8 +176,7 @@ def _imputation(seed: int, fit: recipes.GaussianFit, x: Matrix, tested: Matrix) 
         jax.random.key(seed), fit.model, fit.params, tested, observed, num_chains=8, num_steps=200
     )
     standard = np.where(observed, (tested - mean) / scale, np.nan)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         peer = IterativeImputer(random_state=seed, max_iter=30).fit((x - mean) / scale)
         by_peer = mean + scale * peer.transform(standard)
 
@@ -202,11 +196,9 @@ def summarize(cells: list[dict[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for name in cells[0].keys() - {"seed"}:
         values = np.array([cell[name] for cell in cells])
-        summary[name] = (
-            [float(np.nanmean(values)), float(np.nanstd(values, ddof=1))]
-            if (np.isfinite(values).sum() > 1)
-            else [math.nan, math.nan]
-        )
+        summary[name] = [math.nan, math.nan]
+        if np.isfinite(values).sum() > 1:
+            summary[name] = [float(np.nanmean(values)), float(np.nanstd(values, ddof=1))]
     for arm in ("plain", "recipe"):
         values = np.array([v for cell in cells for n, v in cell.items() if n.startswith(arm)])
         summary[f"{arm}: runs"] = len(values)
@@ -234,9 +226,8 @@ def table(results: dict[str, Any]) -> list[tables.Table]:
     return found
 
 
-def draw(config: Config, cells_of: dict[str, Any], folder: Path) -> None:
+def draw(config: Config, cells_of: dict[str, Any]) -> Figure:
     """Draw every run of the recipe against the mixture, by table, optimizer and rate."""
-    folder.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(4.2 * len(cells_of), 3.6), layout="constrained")
     axes = figure.subplots(1, len(cells_of), squeeze=False)[0]
     arms = [f"{o} {r:g}" for o, r in itertools.product(config.optimizers, config.learning_rates)]
@@ -248,7 +239,7 @@ def draw(config: Config, cells_of: dict[str, Any], folder: Path) -> None:
         ax.tick_params(axis="x", rotation=60)
         ax.set_title(name)
     axes[0].set_ylabel("nats per test row\nabove a single Gaussian")
-    plotting.save(figure, folder / "gain.png")
+    return figure
 
 
 main = runs.main_of(PRESETS, __doc__, "real_tables", train_and_evaluate, table)

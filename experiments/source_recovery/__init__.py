@@ -60,19 +60,12 @@ class Config(runs.Options):
 
     bounds: ClassVar = {"num_sources": 2}
 
-    def __post_init__(self) -> None:
-        """Refuse impossible values before any work is done."""
-        super().__post_init__()
-        if self.degrees <= 2:
-            raise ValueError(
-                f"degrees: expected more than 2, as whitening needs variances, got {self.degrees}"
-            )
-        if self.exponent <= 0.5:
-            raise ValueError(
-                f"exponent: expected more than 0.5, or the product is improper, got {self.exponent}"
-            )
+    def check(self) -> None:
+        """Refuse data without variances, improper products, and steps that make no reports."""
+        self.expect(self.degrees > 2, "degrees", "more than 2, as whitening needs variances")
+        self.expect(self.exponent > 0.5, "exponent", "more than 0.5, or the product is improper")
         runs.require_batch(self.batch_size, self.num_samples)
-        runs.require_multiple(self, "num_steps", "num_reports")
+        self.expect_multiple("num_steps", of="num_reports")
 
 
 PRESETS = {
@@ -125,11 +118,10 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     learned = rules(config, model)
     names = ("whitening only", "FastICA", *learned)
     results: dict[str, Any] = {}
+    rows: dict[str, dict[str, list[Any]]]
     with runs.progress(len(SOURCES) * config.num_seeds * len(learned), "training", "run") as bar:
         for source in SOURCES:
-            rows: dict[str, Any] = {
-                name: {"amari": [], "seconds": [], "curves": []} for name in names
-            }
+            rows = {name: {"amari": [], "seconds": [], "curves": []} for name in names}
             for seed in range(config.num_seeds):
                 x, mixing = mixtures(config, source, seed)
                 white = ica.whitening(x)
@@ -143,7 +135,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 w = ica.fastica(z, seed)
                 _add(rows["FastICA"], distance(w), time.perf_counter() - start)
                 for name, estimator in learned.items():
-                    curve, seconds = _learn(config, model, estimator, tx, z, seed, distance)
+                    curve, seconds = _learn(config, estimator, tx, z, seed, distance)
                     _add(rows[name], curve[-1], seconds)
                     rows[name]["curves"].append(curve)
                     bar.update()
@@ -161,27 +153,19 @@ def _add(row: dict[str, Any], amari: float, seconds: float) -> None:
 
 
 def _learn(
-    config: Config,
-    model: pj.Product,
-    estimator: Any,
-    tx: Any,
-    z: np.ndarray,
-    seed: int,
-    distance: Any,
+    config: Config, estimator: Any, tx: Any, z: np.ndarray, seed: int, distance: Any
 ) -> tuple[list[float], float]:
     """Return the Amari distance after each report, and the seconds (the first with compiling)."""
     data = jnp.asarray(z, jnp.float32)
     run = training.Run(estimator, tx, config.batch_size)
     state = run.init(jax.random.key(seed), data)
     curve = [distance(ica.directions(state.params))]
+
+    def look(state: training.TrainState, metrics: training.Metrics) -> None:
+        curve.append(distance(ica.directions(state.params)))
+
     start = time.perf_counter()
-    run.steps(
-        state,
-        data,
-        config.num_steps,
-        lambda state, metrics: curve.append(distance(ica.directions(state.params))),
-        config.num_steps // config.num_reports,
-    )
+    run.steps(state, data, config.num_steps, look, config.num_steps // config.num_reports)
     return curve, time.perf_counter() - start
 
 
@@ -197,11 +181,9 @@ def draw(config: Config, results: dict[str, Any]) -> Figure:
         for k, name in enumerate(named):
             if curves := table[name]["curves"]:
                 right.plot(steps, np.median(curves, axis=0), color=f"C{k}", label=name)
-        left.set(xlabel="Amari distance, one dot per seed")
-        left.set_xlim(left=0)
-        right.axhline(
-            np.median(table["FastICA"]["amari"]), color="C0", linestyle="--", label="FastICA"
-        )
+        left.set(xlabel="Amari distance, one dot per seed", xlim=(0, None))
+        fastica = np.median(table["FastICA"]["amari"])
+        right.axhline(fastica, color="C0", linestyle="--", label="FastICA")
         right.set(yscale="log", xlabel="update", ylabel="Amari distance, median of seeds")
         right.legend(frameon=False, fontsize="small")
         for axes in (left, right):
@@ -219,8 +201,7 @@ def table(results: dict[str, Any]) -> list[tables.Table]:
         rows = {}
         for rule, row in results[source].items():
             d = np.array(row["amari"])
-            error = tables.spread(d - fastica) / len(d) ** 0.5
-            gap = f"{(d - fastica).mean():.4f} ± {error:.4f}"
+            gap = f"{(d - fastica).mean():.4f} ± {tables.std_err(d - fastica):.4f}"
             rows[rule] = (d.mean(), d.max(), gap, f"{np.median(row['seconds']):.1f}")
         caption = f"{name} sources: Amari distance in [0, 1], {len(fastica)} seeds"
         heads = ("", "mean", "worst", "minus FastICA, ± standard error", "seconds")

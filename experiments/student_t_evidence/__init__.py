@@ -33,11 +33,9 @@ class Config(runs.Options):
 
     bounds: ClassVar = {"num_chains": 2}
 
-    def __post_init__(self) -> None:
-        """Refuse impossible values before any work is done."""
-        super().__post_init__()
-        if min(self.exponents) <= 0.5:
-            raise ValueError(f"exponents: expected above 0.5, got {self.exponents}")
+    def check(self) -> None:
+        """Refuse improper products."""
+        self.expect(min(self.exponents) > 0.5, "exponents", "above 0.5")
 
 
 PRESETS = {"default": Config()}
@@ -60,15 +58,13 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 params["heavy"] |= {"log_scale": log_scale, "log_exponent": log_exponent}
                 truth = pj.exact.log_z(model, params)
                 draw = jax.vmap(lambda key, p=params: pj.exact.sample(key, model, p))
+                drawn = draw(jax.random.split(data_key, 1000))
                 bases = {
                     "Student-t": pj.evidence.student_t_base(model, params),
-                    "Gaussian": pj.evidence.gaussian_base(
-                        model, draw(jax.random.split(data_key, 1000))
-                    ),
+                    "Gaussian": pj.evidence.gaussian_base(model, drawn),
                 }
                 for name, base in bases.items():
-                    with warnings.catch_warnings(record=True) as caught:
-                        warnings.simplefilter("always")
+                    with warnings.catch_warnings(record=True, action="always") as caught:
                         found = pj.evidence.ais(
                             ais_key, model, params, base, betas, config.num_chains
                         )
@@ -90,22 +86,14 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> list[tables.Table]:
     """Return the closing table."""
     config = results["config"]
-    rows = [
-        (
-            *(r[k] for k in ("exponent", "base", "seed")),
-            f"{r['error']:+.3f}",
-            f"{r['std_err']:.3f}",
-            f"{r['ess']:.0f}",
-            r["warned"],
-        )
-        for r in results["estimates"]
-    ]
+    columns = {key: f"{{{key}}}" for key in ("exponent", "base", "seed")}
+    columns |= {"error": "{error:+.3f}", "standard error": "{std_err:.3f}"}
+    columns |= {"ESS": "{ess:.0f}", "warned": "{warned}"}
     caption = (
         f"error of log Z in nats, D = {config['size']}, {config['num_betas']} temperatures, ESS of "
         f"{config['num_chains']} chains"
     )
-    heads = ("exponent", "base", "seed", "error", "standard error", "ESS", "warned")
-    return [tables.table(caption, heads, rows)]
+    return [tables.of_records(caption, columns, results["estimates"])]
 
 
 main = runs.main_of(PRESETS, __doc__, "student_t_evidence", train_and_evaluate, table)

@@ -24,13 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 from scipy.stats import multivariate_normal
 
 import poejax as pj
-from experiments.lab import runs, tables
+from experiments.lab import figures, runs, tables
 from experiments.lab.plane import NUM_NODES, TARGETS, Target, nodes
-from experiments.three_families.report import draw_votes
-from poejax import chains, training
+from poejax import chains, plotting, training
 from poejax.types import Array, Event, Params
 
 
@@ -172,14 +172,12 @@ def sample_check(
     x = nodes(wide)
     log_p = jax.vmap(model.log_density, in_axes=(None, 0))(params, x) - log_z
     p = np.exp(np.asarray(log_p, np.float64)) * (2 * wide.extent / NUM_NODES) ** 2
-    radii = np.linalg.norm(np.asarray(samples, np.float64), axis=1)
-    expected = float(np.sum(p * np.linalg.norm(np.asarray(x, np.float64), axis=1)))
-    std_err = float(radii.std(ddof=1) / np.sqrt(len(radii)))
+    of_nodes, of_samples = (np.linalg.norm(np.asarray(v, np.float64), axis=1) for v in (x, samples))
     return {
         "mass_on_square": float(p.sum()),
-        "mean_radius": expected,
-        "mean_radius_of_samples": float(radii.mean()),
-        "mean_radius_std_err": std_err,
+        "mean_radius": float(np.sum(p * of_nodes)),
+        "mean_radius_of_samples": float(of_samples.mean()),
+        "mean_radius_std_err": tables.std_err(of_samples),
     }
 
 
@@ -191,8 +189,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     """
     if config.target not in TARGETS:
         raise ValueError(f"target: expected one of {list(TARGETS)}, got {config.target!r}")
-    if config.num_steps % 10 or config.num_steps < 10:
-        raise ValueError(f"num_steps: expected a multiple of 10, got {config.num_steps}")
+    config.expect(config.num_steps % 10 == 0, "num_steps", "a multiple of 10")
     begin = time.perf_counter()
     target, model = TARGETS[config.target], build(config.num_student_t)
     keys = jax.random.split(jax.random.key(config.seed), 5)
@@ -230,9 +227,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         "samples": sample_check(model, params, quadrature.log_z, samples, target)
         | {"step_size": step_size, "acceptance": acceptance},
     }
-    log_z = quadrature.log_z
-    path = workdir / "three_families.png"
-    draw_votes(path, model, params, log_z, data, samples, target, _TITLES)
+    figure = draw_votes(model, params, quadrature.log_z, data, samples, target)
+    plotting.save(figure, workdir / "three_families.png")
     return runs.write_results(workdir, config, results, begin, table)
 
 
@@ -240,6 +236,42 @@ def _best_gaussian(data: Event, test: Event) -> float:
     """Return the held-out log-likelihood of the one Gaussian of the data's moments."""
     one = multivariate_normal(np.mean(data, axis=0), np.cov(data, rowvar=False, ddof=0))
     return float(one.logpdf(np.asarray(test)).mean())
+
+
+def draw_votes(
+    model: pj.Product, params: Params, log_z: Array, data: Array, samples: Array, target: Target
+) -> Figure:
+    """Draw data and samples [N, 2], the density, and what each of three experts votes for.
+
+    Args:
+      model: a product over the plane, with a log partition function of `log_z` at `params`.
+      params: its parameters.
+      log_z: in nats.
+      data: training rows.
+      samples: the model's.
+      target: says what square to draw.
+    """
+    x, side = nodes(target), target.extent
+    figure = Figure((10.2, 6.2), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for panel, title, rows in ((axes[0, 0], "data", data), (axes[0, 1], "samples by HMC", samples)):
+        panel.plot(*np.asarray(rows[:1000]).T, ".", ms=2.5, color="tab:blue", alpha=0.6)
+        panel.set_title(f"{title}, {min(1000, len(rows))} rows")
+    log_p = np.asarray(jax.vmap(model.log_density, in_axes=(None, 0))(params, x) - log_z)
+    pictures = [("density of the product", axes[0, 2], np.exp(log_p), "magma")]
+    for panel, (name, title) in zip(axes[1], _TITLES.items(), strict=True):
+        factors = jax.vmap(model.experts[name].log_factors, in_axes=(None, 0))(params[name], x)
+        votes = np.asarray(factors).sum(axis=1)
+        pictures.append((f"log f: {title}", panel, votes - votes.max(), "viridis"))
+    for title, panel, values, cmap in pictures:
+        picture = figures.on_square(panel, values, side, cmap=cmap)
+        figure.colorbar(picture, ax=panel, shrink=0.75)
+        panel.set_title(title)
+    ends, ticks = (-side, side), np.linspace(-side, side, 5)
+    for panel in axes.flat:
+        panel.set(xlim=ends, ylim=ends, aspect="equal", xticks=ticks, yticks=ticks)
+    figure.suptitle("log f in nats, less its largest value", fontsize=10)
+    return figure
 
 
 def table(results: dict[str, Any]) -> list[tables.Table]:

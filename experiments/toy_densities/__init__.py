@@ -33,7 +33,7 @@ from experiments.lab.plane import TARGETS
 from experiments.lab.scoring import mixture_log_probs
 from experiments.toy_densities import report, theory
 from experiments.toy_densities.products import FAMILIES, Family
-from poejax import training
+from poejax import plotting, training
 from poejax._product import log_densities
 from poejax.types import Array, Event, Params
 
@@ -149,22 +149,19 @@ def study_densities(config: Config) -> tuple[list[dict[str, Any]], dict[str, Any
       `(rows, panels)`: a row for every data set and family with held-out log-likelihoods in nats
       per point, one per seed; and what `report.draw_densities` draws of the first seed.
     """
-    rows, panels = [], {}
+    rows: list[dict[str, Any]] = []
+    panels = {}
     total = len(config.targets) * config.num_seeds * len(config.families)
     with runs.progress(total, "fitting", "fit") as bar:
         for name in config.targets:
-            target = TARGETS[name]
-            log_probs: dict[str, list[float]] = {}
-            stray: dict[str, list[float]] = {}
-            about: dict[str, tuple[int, str]] = {}
+            target, index = TARGETS[name], list(TARGETS).index(name)
+            found: dict[str, dict[str, Any]] = {}
             for seed in range(config.num_seeds):
-                index = list(TARGETS).index(name)
                 keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), index), 3)
                 data = target.sample(keys[0], config.num_train)
                 test = target.sample(keys[1], config.num_test)
                 region = report.Region.of(target, test)
-                truth = jax.vmap(target.log_prob)
-                fits = {"truth": Fit(truth, 0, "")}
+                fits = {"truth": Fit(jax.vmap(target.log_prob), 0, "")}
                 for family in config.families:
                     if family == "mixture":
                         fits[family] = fit_mixture(keys[2], data, config.num_restarts)
@@ -173,22 +170,16 @@ def study_densities(config: Config) -> tuple[list[dict[str, Any]], dict[str, Any
                     bar.update()
                     bar.set_postfix({"data": name, "model": family}, refresh=False)
                 for family, fit in fits.items():
-                    log_probs.setdefault(family, []).append(float(jnp.mean(fit.log_prob(test))))
-                    stray.setdefault(family, []).append(region.mass_outside(fit.log_prob))
-                    about[family] = (fit.num_free, fit.rule)
+                    row = found.setdefault(
+                        family,
+                        {"target": name, "family": family, "num_free": fit.num_free}
+                        | {"rule": fit.rule, "log_likelihood": [], "mass_outside": []},
+                    )
+                    row["log_likelihood"].append(float(jnp.mean(fit.log_prob(test))))
+                    row["mass_outside"].append(region.mass_outside(fit.log_prob))
                 if seed == 0:
                     panels[name] = (target, data, {k: fit.log_prob for k, fit in fits.items()})
-            rows += [
-                {
-                    "target": name,
-                    "family": family,
-                    "num_free": about[family][0],
-                    "rule": about[family][1],
-                    "log_likelihood": log_probs[family],
-                    "mass_outside": stray[family],
-                }
-                for family in log_probs
-            ]
+            rows += found.values()
     return rows, panels
 
 
@@ -206,16 +197,12 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     rows, panels = study_densities(config)
     curve = theory.study_kl(config.max_components, config.num_seeds, config.kl_steps)
     expansion = theory.expand_product()
-    results = {
-        "densities": rows,
-        "kl_against_k": curve,
-        "expansion": expansion.summary(),
-    }
+    results = {"densities": rows, "kl_against_k": curve, "expansion": expansion.summary()}
     titles = {name: family.title for name, family in FAMILIES.items()}
     titles |= {"truth": "data", "mixture": "mixture of\nGaussians"}
-    report.draw_densities(workdir / "densities.png", rows, panels, titles)
-    report.draw_kl(workdir / "kl_against_k.png", curve)
-    report.draw_expansion(workdir / "expansion.png", expansion)
+    plotting.save(report.draw_densities(rows, panels, titles), workdir / "densities.png")
+    plotting.save(report.draw_kl(curve), workdir / "kl_against_k.png")
+    plotting.save(report.draw_expansion(expansion), workdir / "expansion.png")
     return runs.write_results(workdir, config, results, start, report.table)
 
 

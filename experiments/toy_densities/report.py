@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,11 +11,12 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
+from scipy.special import softmax
+from scipy.stats import norm
 
-from experiments.lab import tables
+from experiments.lab import figures, tables
 from experiments.lab.plane import NUM_NODES, Target, nodes
 from experiments.toy_densities.theory import Expansion
-from poejax import plotting
 from poejax.types import Array
 
 LogProbs = Callable[[Array], Array]
@@ -50,15 +50,13 @@ class Region:
 
 
 def draw_densities(
-    path: Path,
     rows: list[dict[str, Any]],
     panels: Mapping[str, tuple[Target, Array, Mapping[str, LogProbs]]],
     titles: Mapping[str, str],
-) -> None:
+) -> Figure:
     """Draw one row of densities per data set, one column per family, on one scale per row.
 
     Args:
-      path: a name ending in .png.
       rows: of `toy_densities.study_densities`.
       panels: (target, training rows, log density by family) by data set.
       titles: headings by family.
@@ -71,26 +69,17 @@ def draw_densities(
         for row in rows
     }
     for i, (name, (target, data, log_probs)) in enumerate(panels.items()):
-        peak = float(np.exp(np.max(np.asarray(log_probs["truth"](nodes(target))))))
+        x, side = nodes(target), target.extent
+        peak = float(np.exp(np.max(np.asarray(log_probs["truth"](x)))))
         for j, family in enumerate(families):
             panel = axes[i, j]
-            density = np.exp(np.asarray(log_probs[family](nodes(target))))
-            panel.imshow(
-                density.reshape(NUM_NODES, NUM_NODES),
-                origin="lower",
-                extent=(-target.extent, target.extent) * 2,
-                norm=PowerNorm(0.5, 0, peak),
-                cmap="magma",
-            )
+            density = np.exp(np.asarray(log_probs[family](x)))
+            brightness = PowerNorm(0.5, 0, peak)
+            figures.on_square(panel, density, side, norm=brightness, cmap="magma")
             if family == "truth":
                 panel.plot(*np.asarray(data[:300]).T, ".", color="white", ms=1.2, alpha=0.6)
                 panel.set_ylabel(name, fontsize=12)
-            panel.set(
-                xlim=(-target.extent, target.extent),
-                ylim=(-target.extent, target.extent),
-                xticks=[],
-                yticks=[],
-            )
+            panel.set(xlim=(-side, side), ylim=(-side, side), xticks=[], yticks=[])
             mean, num_free = means[name, family]
             panel.set_xlabel(f"{mean:.3f} nats", fontsize=9)
             if i == 0:
@@ -101,10 +90,10 @@ def draw_densities(
         "density, one scale per row",
         fontsize=10,
     )
-    plotting.save(figure, path)
+    return figure
 
 
-def draw_kl(path: Path, curve: Mapping[str, Any]) -> None:
+def draw_kl(curve: Mapping[str, Any]) -> Figure:
     """Draw KL(p || q_K) against K; dots are seeds, the line their median."""
     figure = Figure((5.6, 3.8), layout="constrained")
     axes = figure.add_subplot(xlabel="number of Gaussians K", ylabel="KL(p || q$_K$), nats")
@@ -119,13 +108,13 @@ def draw_kl(path: Path, curve: Mapping[str, Any]) -> None:
     axes.set_yscale("log")
     axes.set_xticks(curve["k"])
     axes.legend(frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title("Tilted double well p on the line: more Gaussians, added or multiplied")
-    axes.title.set_fontsize(10)
-    plotting.save(figure, path)
+    figures.bare(axes)
+    title = "Tilted double well p on the line: more Gaussians, added or multiplied"
+    axes.set_title(title, fontsize=10)
+    return figure
 
 
-def draw_expansion(path: Path, expansion: Expansion) -> None:
+def draw_expansion(expansion: Expansion) -> Figure:
     """Draw the product of two univariate mixtures, its factors along the axes, its components."""
     summary = expansion.summary()
     figure = Figure((6.2, 6.6), layout="constrained")
@@ -133,27 +122,20 @@ def draw_expansion(path: Path, expansion: Expansion) -> None:
     main = figure.add_subplot(grid[1, 0])
     x = expansion.x
     side = float(x.max())
-    main.imshow(
-        expansion.product_density,
-        origin="lower",
-        extent=(-side, side, -side, side),
-        norm=PowerNorm(0.5, 0),
-        cmap="Greys",
-        aspect="auto",
+    brightness = PowerNorm(0.5, 0)
+    figures.on_square(
+        main, expansion.product_density, side, norm=brightness, cmap="Greys", aspect="auto"
     )
-    for mean, precision in zip(
-        expansion.expanded.means, expansion.expanded.precisions, strict=True
-    ):
-        width, height = 4 / np.sqrt(np.asarray(precision))
-        main.add_patch(Ellipse(tuple(np.asarray(mean)), width, height, fill=False, ec="tab:red"))
-        main.plot(*np.asarray(mean), "+", color="tab:red", ms=5)
+    expanded = expansion.expanded
+    means, widths = np.asarray(expanded.means), 4 / np.sqrt(np.asarray(expanded.precisions))
+    for mean, (width, height) in zip(means, widths, strict=True):
+        main.add_patch(Ellipse(tuple(mean), width, height, fill=False, ec="tab:red"))
+        main.plot(*mean, "+", color="tab:red", ms=5)
     main.set(xlabel="x$_1$", ylabel="x$_2$", xlim=(-side, side), ylim=(-side, side))
     axis = x[0, :, 0]
-    beside = (
-        figure.add_subplot(grid[0, 0], sharex=main),
-        figure.add_subplot(grid[1, 1], sharey=main),
-    )
-    for i, panel in enumerate(beside):
+    above = figure.add_subplot(grid[0, 0], sharex=main)
+    beside = figure.add_subplot(grid[1, 1], sharey=main)
+    for i, panel in enumerate((above, beside)):
         parts = _univariate_parts(expansion, i, axis)
         lines = [(parts.sum(axis=0), "0.8", 4.0), *((part, "tab:red", 1.2) for part in parts)]
         for values, colour, width in lines:
@@ -169,7 +151,7 @@ def draw_expansion(path: Path, expansion: Expansion) -> None:
         f"largest difference of the two densities {summary['max_abs_difference']:.1e}",
         fontsize=10,
     )
-    plotting.save(figure, path)
+    return figure
 
 
 def table(results: Mapping[str, Any]) -> list[tables.Table]:
@@ -213,6 +195,4 @@ def _univariate_parts(expansion: Expansion, coordinate: int, x: np.ndarray) -> n
     """Return π_k N(x; μ_k, 1/λ_k) of one coordinate's mixture at x [N], [K, N]."""
     leaves = (expansion.params[name][coordinate] for name in ("logits", "mean", "log_precision"))
     logits, mean, log_precision = (np.asarray(leaf).reshape(-1, 1) for leaf in leaves)
-    weights = np.exp(logits) / np.exp(logits).sum()
-    density = np.exp(0.5 * (log_precision - np.exp(log_precision) * (x - mean) ** 2))
-    return np.asarray(weights * density / np.sqrt(2 * np.pi))
+    return np.asarray(softmax(logits) * norm.pdf(x, mean, np.exp(-0.5 * log_precision)))

@@ -39,11 +39,11 @@ def kl(log_q: np.ndarray) -> float:
     return float(np.trapezoid(np.exp(log_p) * (log_p - log_q), _NODES))
 
 
-def quantiles(num_rows: int = _NUM_ROWS) -> Array:
+def quantiles() -> Array:
     """Return the target's quantiles at (i + 1/2)/N, [N, 1]: a sample without sampling noise."""
     p = np.exp(log_target(_NODES))
     cdf = np.concatenate([[0.0], np.cumsum((p[1:] + p[:-1]) / 2 * np.diff(_NODES))])
-    levels = (np.arange(num_rows) + 0.5) / num_rows
+    levels = (np.arange(_NUM_ROWS) + 0.5) / _NUM_ROWS
     return jnp.asarray(np.interp(levels, cdf / cdf[-1], _NODES)[:, None], jnp.float32)
 
 
@@ -55,7 +55,7 @@ def moment_matching_kl() -> float:
     return kl(_log_normal(_NODES, mean, variance))
 
 
-def mixture_kl(rng_key: Array, num_components: int, num_steps: int, num_restarts: int = 8) -> float:
+def mixture_kl(rng_key: Array, num_components: int, num_steps: int) -> float:
     """Return KL(p || q) of a mixture fitted by EM to the quantiles."""
     params, _ = pj.mixtures.fit_em(
         rng_key,
@@ -64,7 +64,7 @@ def mixture_kl(rng_key: Array, num_components: int, num_steps: int, num_restarts
         covariance="diag",
         max_steps=num_steps,
         tol=0.0,
-        num_restarts=num_restarts,
+        num_restarts=8,
     )
     log_weights, means, covariances = (np.asarray(leaf, np.float64) for leaf in params)
     parts = log_weights[:, None] + _log_normal(_NODES, means[:, 0], covariances[:, 0])
@@ -129,7 +129,7 @@ class Expansion(NamedTuple):
         }
 
 
-def expand_product(side: float = 3.4, num_nodes: int = 200) -> Expansion:
+def expand_product() -> Expansion:
     """Expand a product of two univariate mixtures with K = 3, and evaluate both on a square."""
     log_weights = jnp.log(jnp.array([[0.3, 0.45, 0.25], [0.25, 0.35, 0.4]]))
     means = jnp.array([[-2.0, 0.1, 1.8], [-1.7, 0.2, 2.1]])
@@ -144,7 +144,7 @@ def expand_product(side: float = 3.4, num_nodes: int = 200) -> Expansion:
     visible = pj.units.GaussianDiag(2)
     model = pj.product(visible, mixture=pj.experts.GaussianMixture(visible, 3))
     log_z = pj.exact.log_z(model, {"mixture": params})
-    axis = np.linspace(-side, side, num_nodes, dtype=np.float32)
+    axis = np.linspace(-3.4, 3.4, 200, dtype=np.float32)
     x = np.stack(np.meshgrid(axis, axis), axis=-1)
 
     def as_product(x: Array) -> Array:
