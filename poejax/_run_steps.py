@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from poejax import _checks, _optimizers, _run_checks
-from poejax._numerics import add
+from poejax import _checks, _optimizers, _random, _run_checks
+from poejax._numerics import add, at_least_float32
 from poejax._product import split_coordinates
 from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
 
@@ -59,11 +59,21 @@ class Program(Protocol):
     def preprocess(self) -> _run_checks.Preprocess | None: ...
 
 
-@functools.partial(jax.jit, static_argnames=("program", "num_steps"))
+@functools.partial(jax.jit, static_argnames=("program", "num_steps", "watch"))
 def scan(
-    program: Program, state: TrainState, data: PyTree, num_steps: int, average_weight: Array
+    program: Program,
+    state: TrainState,
+    data: PyTree,
+    num_steps: int,
+    average_weight: Array,
+    watch: bool = False,
 ) -> tuple[TrainState, Metrics, Array]:
-    """Return state and metrics after a number of steps, and what was finite at each, [T, ...]."""
+    """Return state and metrics after a number of steps, and whether all was finite, [].
+
+    That is seen in what is at hand: the gradients' norms and, as what is not finite stays so, the
+    last parameters. To look at every leaf at every step takes half as long as a step; with `watch`
+    it is done, to name the first, [T, ...].
+    """
     estimator, tx, preprocess = program.estimator, program.optimizer, program.preprocess
     batch_size = program.batch_size
     _optimizers.check_state(tx, split(state.params)[0], state.opt_state)
@@ -72,28 +82,27 @@ def scan(
     steps_per_epoch = num_rows // batch_size
     order_key, step_key = jax.random.split(state.rng_key)
 
-    def epoch_order(step: Array) -> Array:
-        epoch_key = jax.random.fold_in(order_key, step // steps_per_epoch)
-        return jax.random.permutation(epoch_key, num_rows)
-
-    def body(carry: tuple[TrainState, Array], _: None) -> Any:
-        state, order = carry
-        position = state.step % steps_per_epoch
-        order = jax.lax.cond(position == 0, epoch_order, lambda _: order, state.step)
-        rows = jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
+    def body(state: TrainState, _: None) -> Any:
+        epoch_key = _random.fold_in(order_key, state.step // steps_per_epoch)
+        first = state.step % steps_per_epoch * batch_size
+        rows = _random.permuted(epoch_key, first + jnp.arange(batch_size), num_rows)
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
-        preprocess_key, grad_key = jax.random.split(jax.random.fold_in(step_key, state.step))
+        own_key = _random.fold_in(step_key, state.step)
+        preprocess_key, grad_key = (_random.fold_in(own_key, i) for i in range(2))
         batch = _run_checks.preprocessed(preprocess, preprocess_key, batch)
-        state, metrics, finite = update(
+        state, metrics, grads = update(
             estimator, tx, state, grad_key, batch, average_weight, mean_weight
         )
-        if _run_checks.is_unchecked(estimator, preprocess):
-            finite = jnp.concatenate([_are_finite(batch).all()[None], finite])
-        return (state, order), (metrics, finite)
+        if watch:
+            finite = _are_finite((grads, split(state.params)[0]))
+            if _run_checks.is_unchecked(estimator, preprocess):
+                finite = jnp.concatenate([_are_finite(batch).all()[None], finite])
+        else:
+            finite = jnp.isfinite(metrics.grad_norm)
+        return state, (metrics, finite)
 
-    start = (state, epoch_order(state.step))
-    (state, _), (metrics, finite) = jax.lax.scan(body, start, length=num_steps)
-    return state, metrics, finite
+    state, (metrics, finite) = jax.lax.scan(body, state, length=num_steps)
+    return state, metrics, finite if watch else finite.all() & _are_finite(state.params).all()
 
 
 def update(
@@ -104,8 +113,8 @@ def update(
     batch: Event,
     average_weight: Array,
     mean_weight: Array | None = None,
-) -> tuple[TrainState, Metrics, Array]:
-    """Return state and metrics after one step, and which gradients and parameters are finite."""
+) -> tuple[TrainState, Metrics, Params]:
+    """Return state and metrics after one step, and its gradient."""
     grads, estimator_state, info = estimator.grad(
         rng_key, state.params, state.estimator_state, batch
     )
@@ -135,10 +144,9 @@ def update(
         moved = jax.tree.map(move, split(average)[0], rest, params)
         average, rest = jax.tree.transpose(jax.tree.structure(rest), None, moved)
         average = join(average, state.params)
-    finite = _are_finite((grads, params))
     params = join(params, state.params)
     state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key, rest)
-    return state, Metrics(info, optax.tree.norm(grads)), finite
+    return state, Metrics(info, _norm(grads)), grads
 
 
 def split(params: Params) -> tuple[Params, PyTree]:
@@ -150,6 +158,12 @@ def join(params: Params, whole: Params) -> Params:
     """Put the coordinates of `whole` back beside what is learned."""
     coordinates = split(whole)[1]
     return params | {"coordinates": coordinates} if coordinates else params
+
+
+def _norm(tree: PyTree) -> Array:
+    # By columns first: as one sum of all entries it takes a CPU twice as long.
+    squares = [jnp.atleast_2d(at_least_float32(leaf)) ** 2 for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.sum(s, axis=0)) for s in squares])))
 
 
 def _are_finite(tree: PyTree) -> Array:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from poejax import _border, _checks, propriety
+from poejax import _border, _checks, _random, propriety
 from poejax._numerics import add
 from poejax._product import Product
 from poejax.types import Array, Event, Kernel, Params, PyTree
@@ -247,7 +247,7 @@ def _run(
     thin: int,
 ) -> tuple[Any, PyTree]:
     def step(states: Any, index: Array) -> tuple[Any, Any]:
-        return step_all(jax.random.fold_in(rng_key, index), kernel, params, states)
+        return step_all(_random.fold_in(rng_key, index), kernel, params, states)
 
     if observe is None:
         states, _ = jax.lax.scan(lambda s, i: (step(s, i)[0], None), states, jnp.arange(num_steps))
@@ -280,4 +280,4 @@ def step_all(rng_key: Array, kernel: Kernel, params: Params, states: Any) -> tup
 
 def chain_keys(rng_key: Array, num_chains: int) -> Array:
     """Return one key per chain, [num_chains]; key c does not depend on `num_chains`."""
-    return jax.vmap(functools.partial(jax.random.fold_in, rng_key))(jnp.arange(num_chains))
+    return jax.vmap(functools.partial(_random.fold_in, rng_key))(jnp.arange(num_chains))

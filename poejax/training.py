@@ -241,11 +241,13 @@ class Run:
                 data,
                 lambda: _run_checks.preprocessed(preprocess, state.rng_key, data),
             )
-        new_state, metrics, finite = _run_steps.scan(
-            self._program, state, data, num_steps, 1 - self.average_decay
+        scan = functools.partial(
+            _run_steps.scan, self._program, state, data, num_steps, 1 - self.average_decay
         )
+        new_state, metrics, finite = scan()
         if _checks.is_concrete(finite):
-            _run_steps.require_finite(state, np.asarray(finite))
+            if not finite:  # once more, to see what was the first
+                _run_steps.require_finite(state, np.asarray(scan(watch=True)[2]))
             _run_steps.require_bounded(state, new_state)
         return new_state, metrics
 

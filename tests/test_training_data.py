@@ -144,7 +144,9 @@ NEEDY = {
 @pytest.mark.parametrize("name", NEEDY)
 def test_optimizers_that_need_the_loss_get_it_or_are_refused(name):
     tx, rule = NEEDY[name](), estimators.pseudo_likelihood(MODEL)
-    state = go(BITS, rule, tx)
+    state = training.init(KEY, MODEL, rule, tx, BITS)
+    # All rows at once, as line searches compare losses of one batch with those of the last.
+    state, _ = training.train_steps(rule, tx, state, BITS, len(BITS), 3)
     before, after = (
         rule.grad(KEY, params, (), BITS)[2].loss for params in (MODEL.init(KEY), state.params)
     )

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from poejax import _checks, chains
+from poejax import _checks, _random, chains
 from poejax._product import Product
 from poejax.kernels import block_gibbs
 from poejax.types import Array, EstimatorInfo, Event, Kernel, Params, PyTree, Weighted
@@ -85,7 +85,7 @@ def advance(rng_key: Array, kernel: Kernel, params: Params, states: Any, num_ste
     """Return the states of a batch of chains after `num_steps` steps."""
 
     def body(states: Any, index: Array) -> tuple[Any, None]:
-        key = jax.random.fold_in(rng_key, index)
+        key = _random.fold_in(rng_key, index)
         return chains.step_all(key, kernel, params, states)[0], None
 
     return jax.lax.scan(body, states, jnp.arange(num_steps))[0]
@@ -118,6 +118,8 @@ def contrast(
     model: Product, params: Params, x_data: Event, x_model: Event
 ) -> tuple[Params, EstimatorInfo]:
     """Gradient of `surrogate` by the parameters, with both mean densities."""
+    # Or XLA draws the samples anew, for each of the sums over them.
+    x_model = jax.lax.optimization_barrier(x_model)
 
     def loss(params: Params) -> tuple[Array, EstimatorInfo]:
         data = mean_log_density(model, params, x_data)

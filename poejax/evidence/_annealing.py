@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from poejax import _border, _checks, chains, propriety
+from poejax import _border, _checks, _random, chains, propriety
 from poejax._numerics import add
 from poejax._product import Product, split_coordinates
 from poejax.chains import ModelKernel
@@ -19,6 +19,7 @@ from poejax.evidence._base import Base
 from poejax.evidence._paths import (
     RESOLUTION,
     check_betas,
+    log_change,
     path_of,
     path_params,
     require_reach,
@@ -302,11 +303,8 @@ def _ais_steps(
     def body(index: Array, state: AISState) -> AISState:
         old = path_params(path, params, base, beta_at(index))
         new = path_params(path, params, base, beta_at(index + 1))
-        # Differences before sums: the factors are large, their increments small.
-        increments = jax.vmap(
-            lambda x: jnp.sum(path.log_factors(new, x) - path.log_factors(old, x))
-        )(state.chains.x)
-        step_key = jax.random.fold_in(state.rng_key, index)
+        increments = jax.vmap(lambda x: log_change(path, old, new, x))(state.chains.x)
+        step_key = _random.fold_in(state.rng_key, index)
         states, _ = chains.step_all(step_key, kernel, new, state.chains)
         log_weights, rest = add(
             state.log_weights, state.rest, increments.astype(state.log_weights.dtype)

@@ -11,7 +11,7 @@ import numpy as np
 from poejax import _checks, propriety
 from poejax._product import Product, product, split_coordinates
 from poejax.evidence._base import Base
-from poejax.types import Array, Params
+from poejax.types import Array, Event, Params
 
 RESOLUTION = 0.1
 """Nats to which the dtype has to resolve what is estimated."""
@@ -43,6 +43,22 @@ def path_params(path: Product, params: Params, base: Base, beta: Array) -> Param
         "base": base_model.temper(base.params, 1 - beta),
         "target": model.temper(params, beta),
     }
+
+
+def log_change(model: Product, old: Params, new: Params, x: Event) -> Array:
+    """Return Σ_k [log f_k(x | new) - log f_k(x | old)], [], for parameters without coordinates.
+
+    Differences before sums, as factors are large and their increments small; and a sum for each
+    expert, which XLA fuses, where it would write out the factors of all.
+    """
+    changes = []
+    for name, expert in model.items:
+        if isinstance(expert, Product):
+            changes.append(log_change(expert, old[name], new[name], x))
+        else:
+            there, here = (expert.log_factors(own[name], x) for own in (new, old))
+            changes.append(jnp.sum(there - here))
+    return jnp.sum(jnp.stack(changes))
 
 
 def warn_if_base_is_light(model: Product, params: Params, base: Base) -> None:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 
+from poejax import _random
 from poejax.experts._base import Expert
 from poejax.types import Array, Latent
 from poejax.units import Unit
@@ -32,7 +32,7 @@ def named(owner: str, visible: Unit, experts: Mapping[str, Expert]) -> Items:
 def keyed(items: Items, rng_key: Array) -> list[tuple[str, Expert, Array]]:
     """Pair each expert with a key of its own."""
     # Keys go by position, so that an expert's draw does not depend on how many come after it.
-    return [(n, e, jax.random.fold_in(rng_key, i)) for i, (n, e) in enumerate(items)]
+    return [(n, e, _random.fold_in(rng_key, i)) for i, (n, e) in enumerate(items)]
 
 
 def num_latent_states(items: Items) -> int | None:

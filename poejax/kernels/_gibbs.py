@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from poejax import _checks
+from poejax import _checks, _random
 from poejax._product import Product
 from poejax.experts._combine import factors
 from poejax.kernels._base import EventKernel
@@ -21,7 +21,7 @@ class BlockGibbs(EventKernel):
         self, rng_key: Array, params: Params, state: ChainState
     ) -> tuple[ChainState, GibbsInfo]:
         """Draw the latents, then the visible sites that are not clamped."""
-        latent_key, visible_key = jax.random.split(rng_key)
+        latent_key, visible_key = (_random.fold_in(rng_key, i) for i in range(2))
         z = self.model.sample_latent(latent_key, params, state.x)
         x = self.model.sample_visible(visible_key, params, z, state.x, state.clamp)
         # A chain keeps the dtype it started in, whatever the precision of the parameters.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma
 
-from poejax import _bits, _checks
+from poejax import _checks, _random
 from poejax._numerics import at_least_float32, mean_of_rows
 from poejax.tails import Tails, bounded
 from poejax.types import Array, Event, Field, Params
@@ -67,7 +67,7 @@ class Binomial(VectorUnit):
     def sample(self, rng_key: Array, field: Field) -> Event:
         field = at_least_float32(field)
         trials = jnp.broadcast_to(field, (self.num_trials, self.size))
-        return jnp.sum(_bits.bernoulli(rng_key, trials), axis=0).astype(field.dtype)
+        return jnp.sum(_random.bernoulli(rng_key, trials), axis=0).astype(field.dtype)
 
     def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
         p = (1 - smoothing) * mean_of_rows(x, weights) / self.num_trials + smoothing / 2

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from experiments.generator import main
+
+raise SystemExit(main())
