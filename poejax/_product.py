@@ -250,9 +250,8 @@ class Product(Expert):
         if isinstance(params, dict) and "coordinates" in params:
             self.visible.check_coordinates("params['coordinates']", params["coordinates"])
             params, _ = split_coordinates(params)
-        expected = jax.eval_shape(self.init, _checks.abstract_key())
         _checks.floating_params("params", params)
-        _checks.same_structure("params", params, expected, optional=("beta", "present"))
+        _checks.same_structure("params", params, _shapes(self), optional=("beta", "present"))
         _checks.finite("params", self._present_params(params))
 
     def _present_params(self, params: Params) -> Params:
@@ -263,6 +262,12 @@ class Product(Expert):
             else split_present(params[name])[0]
             for name, expert in self.items
         }
+
+
+@functools.lru_cache(maxsize=256)
+def _shapes(model: Product) -> PyTree:
+    """Return the shapes of a model's parameters; to trace `init` takes milliseconds."""
+    return jax.eval_shape(model.init, _checks.abstract_key())
 
 
 def log_densities(model: Product, params: Params, x: Event) -> Array:

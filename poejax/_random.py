@@ -45,6 +45,7 @@ def fold_in(rng_key: Array, data: Array | int) -> Array:
     return jax.random.wrap_key_data(jnp.stack(pair, axis=-1), impl="threefry2x32")
 
 
+@jax.jit  # traced once: it is a hundred operations
 def threefry(k0: Array, k1: Array, x0: Array, x1: Array) -> tuple[Array, Array]:
     """Return Threefry-2x32-20 of two words under a key of two, elementwise (Salmon et al. 2011)."""
     schedule = (k0, k1, k0 ^ k1 ^ _u32(0x1BD11BDA))

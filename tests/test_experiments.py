@@ -282,12 +282,14 @@ def test_bars_and_stripes_small(tmp_path):
 
 
 def test_benchmark_small(tmp_path):
-    config = benchmark.Config(
-        num_visible=20, num_hidden=10, num_chains=100, num_steps=2, num_rounds=1
-    )
-    seconds = benchmark.train_and_evaluate(config, tmp_path)["seconds_per_step"]
-    assert len(seconds) == 5
-    assert all(value > 0 for value in seconds.values())
+    results = benchmark.train_and_evaluate(benchmark.PRESETS["smoke"], tmp_path)
+    rows = results["rows"]
+    assert {r["suite"] for r in rows} == {"gibbs", "train", "ais", "exact", "continuous", "scale"}
+    assert all(r["ms"] > 0 for r in rows)
+    limits = [r for r in rows if r["name"] == "products alone"]
+    assert all(r["of_limit"] == 1 for r in limits)
+    assert set(results["slopes"]) == {"chains", "visible units", "hidden units"}
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"fractions.png", "scale.png"}
 
 
 def test_heavy_tails_small(tmp_path):

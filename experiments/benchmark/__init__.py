@@ -1,115 +1,203 @@
-"""Speed as ratios within one run: Gibbs sweeps against bare matrix products and scikit-learn.
+"""Speed of every driver, as a fraction of its own limit and beside other libraries.
 
-    python -m experiments.benchmark
+    python -m experiments.benchmark                          # all suites, half an hour
+    python -m experiments.benchmark --suite gibbs
 
-One sweep of a 784 x 500 RBM costs 1.57 MFLOP per chain. Rounds are interleaved, so that a noisy
-machine slows all contestants alike; medians are reported.
+A driver's limit is what it must do and nothing else: its matrix products (or QR decompositions),
+timed alone in the same rounds. Rounds are interleaved, medians are reported with the range of the
+middle half; first calls (compilation and all else that is done once) are timed apart. Peers are
+those that are installed, in float32: scikit-learn, a plain loop in torch and in JAX, rbms; thrml
+and hamon at the smallest size alone, as they hold a Python object for every edge.
+
+Writes results.json, fractions.png and, of the suite `scale`, scale.png with log-log slopes of cost
+against chains, visible and hidden units.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-import jax
 import numpy as np
-import optax
-from sklearn.neural_network import BernoulliRBM
+from matplotlib.figure import Figure
 
-import poejax as pj
-from experiments.lab import runs, tables
-from poejax import training
+from experiments.benchmark import suites
+from experiments.benchmark.suites import Case, Sizes
+from experiments.benchmark.timing import Timing, timed
+from experiments.lab import figures, runs, tables
+from poejax import plotting
+
+Suite = Literal["gibbs", "train", "ais", "exact", "continuous", "scale", "all"]
+_OURS = "poejax"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(runs.Options):
-    """Sizes and repetitions."""
+    """What is timed, and how often."""
 
-    num_visible: int = 784  # Visible units.
-    num_hidden: int = 500  # Hidden units.
-    num_chains: int = 500  # Parallel chains.
-    num_steps: int = 20  # Sweeps per timing.
-    num_rounds: int = 9  # Interleaved timings of each contestant.
+    suite: Suite = "all"  # The suite to run.
+    num_visible: int = 784  # Visible units of the middle size.
+    num_hidden: int = 500  # Hidden units of the middle size.
+    num_chains: tuple[int, ...] = (100, 1_000, 10_000)  # Chains at the middle size.
+    other_sizes: bool = True  # Whether to time 64x64, 784x4096 and 4096x4096 too.
+    num_rounds: int = 7  # Interleaved timings of each contestant.
+    pause: float = 0.3  # Seconds of rest before each.
+
+    bounds: ClassVar = {"pause": 0.0}
 
 
-PRESETS = {"default": Config()}
+PRESETS = {
+    "default": Config(),
+    "smoke": Config(
+        preset="smoke",
+        num_visible=20,
+        num_hidden=8,
+        num_chains=(100,),
+        other_sizes=False,
+        num_rounds=1,
+        pause=0.01,
+    ),
+}
+
+
+def cases(config: Config) -> dict[str, list[Case]]:
+    """Return what is to be timed, by suite."""
+    d, h, chains = config.num_visible, config.num_hidden, config.num_chains
+    others = [Sizes(64, 64, 100), Sizes(784, 4096, 100), Sizes(4096, 4096, 100)]
+    others = others if config.other_sizes else []
+    first = chains[0]
+    grown = {
+        "chains": [Sizes(d, h, 5 * first * 2**k) for k in range(4)],
+        "visible units": [Sizes(d * 2**k, h, 5 * first) for k in range(4)],
+        "hidden units": [Sizes(d, h * 2**k, 5 * first) for k in range(4)],
+    }
+    makers: dict[str, Any] = {
+        "gibbs": lambda: [suites.gibbs(s, True) for s in [Sizes(d, h, c) for c in chains] + others],
+        "train": lambda: [suites.train(Sizes(d, h, c), True) for c in (first, 5 * first)],
+        "ais": lambda: [suites.ais(Sizes(d, h, c)) for c in (first, 5 * first)],
+        "exact": lambda: [suites.exact(d, n) for n in (8, 12)],
+        "continuous": lambda: [*suites.continuous(min(d, 64), first)],
+        "scale": lambda: [case for row in suites.scale(grown).values() for case in row],
+    }
+    wanted = makers if config.suite == "all" else [config.suite]
+    return {name: makers[name]() for name in wanted}
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
-    """Time all contestants; returns median seconds per step by contestant."""
-    begin, contestants = time.perf_counter(), _contestants(config)
-    for run in contestants.values():
-        run()  # compile and warm up
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    with runs.progress(config.num_rounds, "timing", "round") as bar:
-        for _ in range(config.num_rounds):
-            for name, run in contestants.items():
-                start = time.perf_counter()
-                run()
-                seconds[name].append((time.perf_counter() - start) / config.num_steps)
-            bar.update()
-    medians = {name: float(np.median(times)) for name, times in seconds.items()}
-    return runs.write_results(workdir, config, {"seconds_per_step": medians}, begin, table)
+    """Time all contestants; returns what results.json holds."""
+    begin, rows = time.perf_counter(), []
+    found = cases(config)
+    total = sum(len(c.contestants) for row in found.values() for c in row) * config.num_rounds
+    with runs.progress(total, "timing", "timing") as bar:
+        for suite, row in found.items():
+            for case in row:
+                bar.set_postfix_str(f"{suite} {case.size}", refresh=False)
+                timings = timed(case.contestants, config.num_rounds, config.pause, bar.update)
+                rows += _rows(suite, case, timings)
+    results: dict[str, Any] = {"rows": rows}
+    if "scale" in found:
+        results["slopes"] = slopes(rows)
+        plotting.save(scale_figure(rows, results["slopes"]), workdir / "figures" / "scale.png")
+    plotting.save(fractions_figure(rows), workdir / "figures" / "fractions.png")
+    return runs.write_results(workdir, config, results, begin, table)
 
 
-def _contestants(config: Config) -> dict[str, Callable[[], Any]]:
-    model = pj.models.rbm(config.num_visible, config.num_hidden)
-    key = jax.random.key(0)
-    params = model.init(key)
-    kernel = pj.kernels.block_gibbs(model)
-    chains = pj.chains.init(key, kernel, params, config.num_chains)
-    w, x = params["hidden"]["w"], chains.x
+def _rows(suite: str, case: Case, timings: dict[str, Timing]) -> list[dict[str, Any]]:
+    limit = next(iter(timings.values())).median
+    ours = next(t.median for name, t in timings.items() if name.startswith(_OURS))
+    return [
+        {
+            "suite": suite,
+            "size": case.size,
+            "name": name,
+            "ms": 1e3 * found.median,
+            "ms_range": [1e3 * float(q) for q in np.quantile(found.seconds, [0.25, 0.75])],
+            "of_limit": limit / found.median,
+            "times_ours": found.median / ours,
+            "flips_per_ns": 1e-9 * case.flips_per_step / found.median,
+            "first_call_s": found.compile_seconds,
+            "first_call_mib": found.peak_mib,
+        }
+        for name, found in timings.items()
+    ]
 
-    @jax.jit
-    def products(x: jax.Array, w: jax.Array) -> jax.Array:
-        # The two products of a sweep and nothing else.
-        return jax.lax.scan(lambda x, _: ((x @ w) @ w.T, None), x, length=config.num_steps)[0]
 
-    base = pj.evidence.base_rate(model, x)
-    betas = pj.evidence.linear_betas(config.num_steps)
-    annealing = pj.evidence.ais_init(key, model, params, base, betas, config.num_chains)
-    learning = training.Run(pj.estimators.pcd(model, config.num_chains), optax.sgd(0.01), 100)
-    state = learning.init(key, x)
-    peer = BernoulliRBM(n_components=config.num_hidden, random_state=0)
-    peer.partial_fit(np.asarray(x[:10]))
-    v = np.asarray(x, np.float64)
+def slopes(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return cost against size, and the log-log slope of its upper half, for each that grows."""
+    ours = [r for r in rows if r["suite"] == "scale" and r["name"] == _OURS]
+    names, found = ("chains", "visible units", "hidden units"), {}
+    per = len(ours) // len(names)
+    for k, name in enumerate(names):
+        row = ours[k * per : (k + 1) * per]
+        sizes = [_numbers(r["size"])[(2, 0, 1)[k]] for r in row]
+        ms = [r["ms"] for r in row]
+        slope = np.polyfit(np.log(sizes), np.log(ms), 1)[0]
+        found[name] = {"sizes": sizes, "ms": ms, "slope": float(slope)}
+    return found
 
-    def peer_sweeps() -> None:
-        sample = v
-        for _ in range(config.num_steps):
-            sample = peer.gibbs(sample)
 
-    return {
-        "matrix products only": lambda: products(x, w).block_until_ready(),
-        "Gibbs sweep": lambda: jax.block_until_ready(
-            pj.chains.run(key, kernel, params, chains, config.num_steps)
-        ),
-        "AIS step": lambda: jax.block_until_ready(
-            pj.evidence.ais_steps(annealing, model, params, base, betas, config.num_steps)
-        ),
-        "PCD-1 update, batch 100": lambda: jax.block_until_ready(
-            learning.steps(state, x, config.num_steps)
-        ),
-        "Gibbs sweep, scikit-learn": peer_sweeps,
-    }
+def _numbers(size: str) -> list[int]:
+    units, chains = size.split(", ")
+    return [*map(int, units.split("x")), int(chains.split(" ")[0].replace(",", ""))]
+
+
+def fractions_figure(rows: list[dict[str, Any]]) -> Figure:
+    """Draw every driver's and peer's speed as a fraction of the limit of its case."""
+    shown = [r for r in rows if r["suite"] != "scale" and r["of_limit"] != 1]
+    figure = Figure((8, 0.19 * len(shown) + 1), dpi=130, layout="tight")
+    axes = figure.add_subplot(xlabel="speed, fraction of the limit", xlim=(0, 1.05))
+    colours = ["C0" if r["name"].startswith(_OURS) else "0.65" for r in shown]
+    axes.barh(range(len(shown)), [r["of_limit"] for r in shown], color=colours, height=0.75)
+    labels = [f"{r['suite']} {r['size']}: {r['name']}" for r in shown]
+    axes.set_yticks(range(len(shown)), labels, fontsize=7)
+    axes.axvline(1, color="0.3", lw=0.8)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    figures.bare(axes)
+    return figure
+
+
+def scale_figure(rows: list[dict[str, Any]], found: dict[str, dict[str, Any]]) -> Figure:
+    """Draw cost of a sweep against what grows, with its slope."""
+    del rows
+    figure = Figure((9, 2.8), dpi=130, layout="tight")
+    for k, (name, of) in enumerate(found.items()):
+        axes = figure.add_subplot(1, len(found), k + 1, xlabel=name, xscale="log", yscale="log")
+        axes.plot(of["sizes"], of["ms"], "o-", label=f"slope {of['slope']:.2f}")
+        line = np.asarray(of["sizes"]) / of["sizes"][-1] * of["ms"][-1]
+        axes.plot(of["sizes"], line, "--", color="0.6", lw=0.8, label="linear")
+        axes.set_xticks(of["sizes"], [f"{v:,}" for v in of["sizes"]], fontsize=7)
+        axes.minorticks_off()
+        axes.legend(frameon=False, fontsize=8)
+        figures.bare(axes)
+    figure.axes[0].set_ylabel("ms a sweep")
+    return figure
 
 
 def table(results: dict[str, Any]) -> list[tables.Table]:
-    """Return the closing table."""
-    config, seconds = results["config"], results["seconds_per_step"]
-    ours = seconds["Gibbs sweep"]
-    rows = {
-        name: (f"{1e3 * v:.2f}", f"{config['num_chains'] / v:,.0f}", f"{v / ours:.2f}")
-        for name, v in seconds.items()
+    """Return a table for each suite."""
+    columns = {
+        "": "{name}",
+        "ms": "{ms:.3g}",
+        "middle half": "{ms_range[0]:.3g} to {ms_range[1]:.3g}",
+        "of the limit": "{of_limit:.2f}",
+        "times poejax": "{times_ours:.2f}",
+        "flips/ns": "{flips_per_ns:.3f}",
+        "first call, s": "{first_call_s:.1f}",
+        "MiB": "{first_call_mib:.0f}",
     }
-    caption = (
-        f"{config['num_visible']} x {config['num_hidden']}, {config['num_chains']} chains, medians "
-        f"of {config['num_rounds']} interleaved rounds; scikit-learn computes in float64"
-    )
-    return [tables.table(caption, ("", "ms", "chain-steps/s", "Gibbs sweeps"), rows)]
+    found = []
+    for suite in dict.fromkeys(r["suite"] for r in results["rows"]):
+        own = [r for r in results["rows"] if r["suite"] == suite]
+        for size in dict.fromkeys(r["size"] for r in own):
+            caption = f"{suite}, {size}: a step, median of {results['config']['num_rounds']} rounds"
+            found.append(tables.of_records(caption, columns, [r for r in own if r["size"] == size]))
+    if "slopes" in results:
+        rows = {name: [of["slope"]] for name, of in results["slopes"].items()}
+        found.append(tables.table("log-log slope of a sweep's cost", ("", "slope"), rows, ".2f"))
+    return found
 
 
 main = runs.main_of(PRESETS, __doc__, "benchmark", train_and_evaluate, table)
