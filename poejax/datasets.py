@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from poejax import _border, _checks
+from poejax import _border, _checks, _random
 from poejax._ensembles import bars_and_stripes, labelled_shifter, shifting_bar
 from poejax._idx import gunzipped
 from poejax._idx import parse_idx as _parse_idx
@@ -192,7 +192,7 @@ def binarize(rng_key: jax.Array, images: npt.ArrayLike, mode: str = "stochastic"
     _checks.rng_key("rng_key", rng_key)
     # 255 divides 2**32 - 1: this is floor(v * 2**32 / 255), but 2**32 itself (v = 255) overflows.
     bound = v.astype(jnp.uint32) * jnp.uint32((2**32 - 1) // 255)
-    bits = jax.random.bits(rng_key, v.shape, jnp.uint32)
+    bits = _random.words(rng_key, v.shape)
     return jnp.logical_or(bits < bound, v == 255).astype(jnp.float32)
 
 

@@ -132,6 +132,34 @@ def test_bits_at_the_ends_of_the_range():
     np.testing.assert_array_equal(draws.mean(axis=0), [0, 1, 0, 1, 0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_normal_draws(dtype):
+    with jax.enable_x64(True):
+        x = np.asarray(_random.normal(jax.random.key(4), (1_000_000,), jnp.dtype(dtype)), float)
+    if dtype != "bfloat16":  # whose steps are wider than what this test sees
+        assert stats.kstest(x, "norm").pvalue > 0.001
+    for power, mean, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        slack = 2e-3 if dtype == "bfloat16" else 0
+        assert abs((x**power).mean() - mean) < 4 * np.sqrt(variance / len(x)) + slack * mean
+
+
+def test_normal_draws_are_symmetric_and_finite(monkeypatch):
+    ends = jnp.asarray([0, 2**32 - 1, 2**31 - 1, 2**31], jnp.uint32)
+    monkeypatch.setattr(_random, "words", lambda key, shape: ends)
+    for dtype, most in (("float32", 5.42), ("float64", 8.3)):
+        with jax.enable_x64(dtype == "float64"):
+            x = np.asarray(_random.normal(jax.random.key(0), (4,), jnp.dtype(dtype)))
+        assert most - 0.15 < x[1] < most + 0.15
+        assert x[1] == -x[0]
+        if dtype == "float32":
+            assert x[3] == -x[2] > 0
+
+
+def test_too_many_sites_are_refused():
+    with pytest.raises(ValueError, match=r"^shape: expected at most 2\*\*32 sites, got"):
+        jax.eval_shape(lambda: _random.words(jax.random.key(0), (2**17, 2**16)))
+
+
 def test_categories_have_their_frequencies():
     logits = jnp.log(jnp.asarray([0.6, 0.3, 0.0999, 1e-4])) + 300
     rows = jnp.broadcast_to(logits, (1_000_000, 4))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _border, _checks
+from poejax import _border, _checks, _random
 from poejax._numerics import HALF_LOG_2PI, as_float, at_least_float32, widen
 from poejax.tails import Reach, as_float64, everywhere
 from poejax.types import Array, Event, Field, Params, PyTree
@@ -151,7 +151,7 @@ class QuadraticUnit(RealUnit):
         if self.is_diagonal(coordinates):
             return super().sample_clamped(rng_key, field, x, mask, coordinates)
         rows = self.square_root_rows(field)
-        noise = jax.random.normal(rng_key, (rows.shape[0],), rows.dtype)
+        noise = _random.normal(rng_key, (rows.shape[0],), rows.dtype)
         return self._conditioned(noise, field["linear"], rows, x, mask, coordinates)
 
     def mean_clamped(
@@ -274,7 +274,7 @@ class GaussianDiag(QuadraticUnit):
 
     def sample(self, rng_key: Array, field: Field) -> Event:
         field = widen(field)
-        noise = jax.random.normal(rng_key, (self.size,), field["linear"].dtype)
+        noise = _random.normal(rng_key, (self.size,), field["linear"].dtype)
         return self.mean(field) + noise * jax.lax.rsqrt(field["precision"])
 
     def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks
+from poejax import _checks, _random
 from poejax._numerics import HALF_LOG_2PI, widen
 from poejax.tails import as_float64
 from poejax.types import Array, Event, Field, Params, PyTree
@@ -141,7 +141,7 @@ class Gaussian(QuadraticUnit):
 
     def sample(self, rng_key: Array, field: Field) -> Event:
         field = widen(field)
-        noise = jax.random.normal(rng_key, (field["rows"].shape[0],), field["rows"].dtype)
+        noise = _random.normal(rng_key, (field["rows"].shape[0],), field["rows"].dtype)
         return least_squares(field["linear"], field["rows"], noise)
 
     def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from poejax import _random
 from poejax._numerics import HALF_LOG_2PI, at_least_float32
 from poejax.tails import Reach, Tails, bounded, everywhere
 from poejax.types import Array, Event, Field, Params
@@ -48,7 +48,7 @@ class StandardGaussian(RealUnit):
 
     def sample(self, rng_key: Array, field: Field) -> Event:
         field = at_least_float32(field)
-        return field + jax.random.normal(rng_key, (self.size,), field.dtype)
+        return field + _random.normal(rng_key, (self.size,), field.dtype)
 
     def fit_field(self, x: Event, smoothing: float, weights: Array | None = None) -> Params:
         del smoothing  # the variance is fixed by the base measure
