@@ -176,8 +176,28 @@ def scale_figure(rows: list[dict[str, Any]], found: dict[str, dict[str, Any]]) -
     return figure
 
 
+def summary(results: dict[str, Any]) -> tables.Table:
+    """Return poejax's drivers alone: their speed, and how many times as long peers take."""
+    peers = ("scikit-learn", "plain torch loop", "rbms (torch)")
+    cells: dict[str, list[str]] = {}
+    shown = [r for r in results["rows"] if r["suite"] in ("gibbs", "train", "ais")]
+    for r in shown:
+        if r["name"].startswith(_OURS):
+            kind = r["name"].removeprefix(_OURS).strip(", ") or "Gibbs sweep"
+            others = {
+                o["name"]: o for o in shown if (o["suite"], o["size"]) == (r["suite"], r["size"])
+            }
+            times = [others[p]["ms"] / r["ms"] if p in others else None for p in peers]
+            cells[f"{kind}, {r['size']}"] = [
+                *(f"{r['ms']:.3g}", f"{r['of_limit']:.2f}"),
+                *("" if t is None else f"{t:.1f}" for t in times),
+            ]
+    heads = ("", "ms", "of its products alone", *(f"{p}, times that" for p in peers))
+    return tables.table("float32; a step of all chains, batches of 100 rows", heads, cells)
+
+
 def table(results: dict[str, Any]) -> list[tables.Table]:
-    """Return a table for each suite."""
+    """Return a summary, and a table for each suite and size."""
     columns = {
         "": "{name}",
         "ms": "{ms:.3g}",
@@ -188,7 +208,7 @@ def table(results: dict[str, Any]) -> list[tables.Table]:
         "first call, s": "{first_call_s:.1f}",
         "MiB": "{first_call_mib:.0f}",
     }
-    found = []
+    found = [summary(results)]
     for suite in dict.fromkeys(r["suite"] for r in results["rows"]):
         own = [r for r in results["rows"] if r["suite"] == suite]
         for size in dict.fromkeys(r["size"] for r in own):
