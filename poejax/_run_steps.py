@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from poejax import _checks, _optimizers, _run_checks
+from poejax import _checks, _meshes, _optimizers, _run_checks
 from poejax._numerics import add
 from poejax._product import split_coordinates
 from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
@@ -66,6 +66,7 @@ def scan(
     """Return state and metrics after a number of steps, and what was finite at each, [T, ...]."""
     estimator, tx, preprocess = program.estimator, program.optimizer, program.preprocess
     batch_size = program.batch_size
+    _meshes.require_auto("state", state)
     _optimizers.check_state(tx, split(state.params)[0], state.opt_state)
     mean_weight = jnp.mean(data.weights) if isinstance(data, Weighted) else None
     num_rows = jax.tree.leaves(data)[0].shape[0]
@@ -91,7 +92,7 @@ def scan(
             finite = jnp.concatenate([_are_finite(batch).all()[None], finite])
         return (state, order), (metrics, finite)
 
-    start = (state, epoch_order(state.step))
+    start = _meshes.settled(lambda c: body(c, None)[0], (state, epoch_order(state.step)))
     (state, _), (metrics, finite) = jax.lax.scan(body, start, length=num_steps)
     return state, metrics, finite
 
@@ -106,10 +107,12 @@ def update(
     mean_weight: Array | None = None,
 ) -> tuple[TrainState, Metrics, Array]:
     """Return state and metrics after one step, and which gradients and parameters are finite."""
-    grads, estimator_state, info = estimator.grad(
-        rng_key, state.params, state.estimator_state, batch
-    )
+    # For rules that differentiate without more ado: each device's gradient is its own.
+    whole = _meshes.alike(state.params, rng_key, state.estimator_state, batch)[0]
+    grads, estimator_state, info = estimator.grad(rng_key, whole, state.estimator_state, batch)
     grads, params = split(grads)[0], split(state.params)[0]
+    if hasattr(info, "loss"):  # an optimizer may differentiate it too
+        params = split(whole)[0]
     if mean_weight is not None:
         # Estimators divide by the weights of their batch, which are more or less than its share.
         share = jnp.mean(batch.weights) / mean_weight

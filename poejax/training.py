@@ -181,7 +181,8 @@ class Run:
 
         Epochs are of N // batch_size steps; the order of the rows is a function of the run's key
         and the epoch's number, what a step draws one of the key and the step's number. So 3 steps
-        and 3 more are the 6 steps, bitwise.
+        and 3 more are the 6 steps, bitwise. Inside `jax.shard_map` each device learns by its own
+        rows; to learn one model by all of them let the optimizer take `jax.lax.pmean` of gradients.
 
         Args:
           state: the run so far; it is not consumed.
