@@ -259,7 +259,7 @@ def _float_of(dtype: Any) -> Any:
 
 
 def _host(x: Any) -> np.ndarray:
-    return np.asarray(jax.device_get(x))
+    return _meshes.to_host(x)
 
 
 def _near(x: Any) -> Any:

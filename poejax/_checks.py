@@ -100,7 +100,7 @@ def split_weights(name: str, data: Any) -> tuple[Any, Any]:
         shape = jnp.shape(data.weights)
         raise ValueError(f"{name}.weights: expected shape {(num_rows,)}, got {shape}")
     if is_concrete(data.weights):
-        host = np.asarray(data.weights)
+        host = _meshes.to_host(data.weights)
         bad = ~np.isfinite(host) | (host < 0)
         if bad.any() or not host.any():
             found = f"{host[bad.argmax()]} in row {bad.argmax()}" if bad.any() else "zeros"

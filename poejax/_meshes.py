@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 T = TypeVar("T")
 
@@ -26,6 +28,21 @@ def require_auto(name: str, x: Any) -> None:
                 f"whose axes are Auto, got one over Explicit axes, {spec}; build the mesh by "
                 "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(shape))"
             )
+
+
+def is_spread(*trees: Any) -> bool:
+    """Whether a leaf is an array with values of which other processes hold a part."""
+    leaves = [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array)]
+    return any(
+        not (isinstance(leaf, jax.core.Tracer) or leaf.is_fully_addressable) for leaf in leaves
+    )
+
+
+def to_host(x: Any, dtype: Any = None) -> np.ndarray:
+    """Return an array whole, in NumPy; all processes must call it where it is spread over them."""
+    if is_spread(x) and not x.is_fully_replicated:
+        x = multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x, dtype)
 
 
 def alike(*trees: Any) -> Any:

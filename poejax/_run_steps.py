@@ -174,8 +174,9 @@ def require_bounded(old: TrainState, new: TrainState) -> None:
                 )
 
 
-def require_finite(state: TrainState, finite: np.ndarray) -> None:
+def require_finite(state: TrainState, seen: Array) -> None:
     """Raise for the first leaf that was not finite, of those that `scan` watched from `state`."""
+    finite = _meshes.to_host(seen)
     if finite.all():
         return
     step, leaf = np.argwhere(~finite)[0].tolist()

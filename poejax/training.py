@@ -9,7 +9,6 @@ from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from poejax import _border, _by_value, _checks, _optimizers, _run_checks, _run_steps, propriety
@@ -246,7 +245,7 @@ class Run:
             self._program, state, data, num_steps, 1 - self.average_decay
         )
         if _checks.is_concrete(finite):
-            _run_steps.require_finite(state, np.asarray(finite))
+            _run_steps.require_finite(state, finite)
             _run_steps.require_bounded(state, new_state)
         return new_state, metrics
 

@@ -191,7 +191,7 @@ def check_observed(model: Product, name: str, x: Event, observed: PyTree) -> Non
 
     def complete(x: Array, mask: Array, blank: Array) -> np.ndarray:
         # With what the site holds in another row: of real units too it is a likely value.
-        values, seen = np.asarray(x), np.asarray(mask)
+        values, seen = _meshes.to_host(x), _meshes.to_host(mask)
         first = values[seen.argmax(axis=0), np.arange(seen.shape[1])]
         missing = np.where(_expand(np.any(seen, axis=0), first), first, np.asarray(blank))
         return np.where(_expand(seen, values), values, missing.astype(values.dtype))
