@@ -31,16 +31,18 @@ def require_auto(name: str, x: Any) -> None:
 
 
 def is_spread(*trees: Any) -> bool:
-    """Whether a leaf is an array with values of which other processes hold a part."""
-    leaves = [leaf for leaf in jax.tree.leaves(trees) if isinstance(leaf, jax.Array)]
+    """Whether a leaf is an array with values of which only other processes hold a part."""
     return any(
-        not (isinstance(leaf, jax.core.Tracer) or leaf.is_fully_addressable) for leaf in leaves
+        isinstance(leaf, jax.Array)
+        and not isinstance(leaf, jax.core.Tracer)
+        and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+        for leaf in jax.tree.leaves(trees)
     )
 
 
 def to_host(x: Any, dtype: Any = None) -> np.ndarray:
     """Return an array whole, in NumPy; all processes must call it where it is spread over them."""
-    if is_spread(x) and not x.is_fully_replicated:
+    if is_spread(x):
         x = multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x, dtype)
 
