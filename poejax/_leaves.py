@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,10 @@ def _placed(data: Any, sharding: Any) -> Any:
 
 
 def by_one(tree: PyTree, folder: Path, write: Callable[[], object]) -> Path:
-    """Let process 0 write; the others wait for it where `tree` shows that all take part."""
+    """Let process 0 write; the others wait for it where `tree` shows that all take part.
+
+    Where it does not, they warn: that process 0 calls this too cannot be known.
+    """
     error: Exception | None = None
     if jax.process_index() == 0:
         try:
@@ -80,6 +84,13 @@ def by_one(tree: PyTree, folder: Path, write: Callable[[], object]) -> Path:
             raise RuntimeError(
                 f"checkpoint: process 0 could not write {folder}; its error says why"
             )
+    elif jax.process_index() > 0:
+        warnings.warn(
+            "checkpoint: process 0 saves what every process holds whole, and has to make this call "
+            f"too; this is process {jax.process_index()}, which writes nothing",
+            UserWarning,
+            stacklevel=3,
+        )
     if error is not None:
         raise error
     return folder

@@ -5,8 +5,8 @@ and last the CRC-32 of all that) and `poejax_arrays/` (written by orbax). It is 
 temporary name, flushed and renamed, so a process killed at any moment leaves every earlier one
 readable. A run's directory holds one folder per step. One writer per directory, on a local or
 mounted file system. Of several JAX processes number 0 writes: arrays spread over them are saved by
-a call in all of them, which gathers these; others also by process 0 alone. All read, each what it
-is to hold, under whatever number of devices and processes.
+a call in all of them, which gathers these; others also by process 0 alone, and the rest, which do
+not wait, warn. All read, each what it is to hold, under whatever number of devices and processes.
 """
 
 from __future__ import annotations

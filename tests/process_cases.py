@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,9 +100,11 @@ def main(port: str, process_id: int, folder: Path) -> None:
     checkpoint.save(folder / "run", learned.state)
     again = checkpoint.restore(folder / "run", learned.state)
     assert again.params["hidden"]["w"].sharding == learned.state.params["hidden"]["w"].sharding
+    with warnings.catch_warnings(record=True) as said:
+        checkpoint.save_params(folder / "alone", {"w": np.ones(3)})
+    assert len(said) == process_id
     seen = jax.tree.map(devices.to_host, (learned._replace(state=None), look(mesh)))
     if process_id == 0:
-        checkpoint.save_params(folder / "alone", {"w": np.ones(3)})
         np.savez(folder / "seen.npz", *jax.tree.leaves(seen))
     devices.agree(0)
 
