@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _foreign
+from poejax import _foreign, _meshes
 
 Holds = Callable[[Any], Any]
 """A condition on an array, NumPy's or JAX's, elementwise or by rows; a function of a module."""
@@ -44,6 +44,7 @@ def array(name: str, x: Any) -> Any:
       TypeError: if `x` is no array of real numbers.
       ValueError: if `x` has masked entries, or is sparse and too large.
     """
+    _meshes.require_auto(name, x)
     if is_abstract(x):
         return x
     if isinstance(x, jax.Array):
@@ -258,7 +259,7 @@ def _float_of(dtype: Any) -> Any:
 
 
 def _host(x: Any) -> np.ndarray:
-    return np.asarray(jax.device_get(x))
+    return _meshes.to_host(x)
 
 
 def _near(x: Any) -> Any:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _border, _foreign
+from poejax import _border, _foreign, _meshes
 from poejax.types import Weighted
 
 
@@ -73,6 +73,7 @@ def leading_axis(name: str, tree: Any) -> int:
         raise TypeError(f"{name}: expected an array, got a list; use numpy.asarray")
     if tree is None or isinstance(tree, str):
         raise TypeError(f"{name}: expected an array, got {_foreign.kind(tree)}")
+    _meshes.require_auto(name, tree)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     lengths = {s[0] if s else None for s in shapes}
     if len(lengths) != 1 or None in lengths:
@@ -80,8 +81,8 @@ def leading_axis(name: str, tree: Any) -> int:
     (length,) = lengths
     if length == 0:
         raise ValueError(f"{name}: expected at least one row, got an empty batch of shape {shapes}")
-    assert isinstance(length, int)
-    return length
+    found: Any = length  # or the symbol of a length that jax.export leaves open
+    return found
 
 
 def one_row_per_chain(name: str, tree: Any, num_chains: int) -> None:
@@ -99,7 +100,7 @@ def split_weights(name: str, data: Any) -> tuple[Any, Any]:
         shape = jnp.shape(data.weights)
         raise ValueError(f"{name}.weights: expected shape {(num_rows,)}, got {shape}")
     if is_concrete(data.weights):
-        host = np.asarray(data.weights)
+        host = _meshes.to_host(data.weights)
         bad = ~np.isfinite(host) | (host < 0)
         if bad.any() or not host.any():
             found = f"{host[bad.argmax()]} in row {bad.argmax()}" if bad.any() else "zeros"
@@ -183,6 +184,7 @@ def is_hashable(value: Any) -> bool:
 
 def floating_params(name: str, tree: Any) -> None:
     """Require leaves that JAX takes as they are, floating but for those that set something."""
+    _meshes.require_auto(name, tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         where = name + leaf_name(path)
         if isinstance(leaf, (int, float)) or leaf_name(path).endswith(("['beta']", "['present']")):

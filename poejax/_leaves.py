@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from poejax import _checks
+from poejax import _checks, _meshes
 from poejax.types import PyTree
 
 
@@ -18,7 +21,7 @@ def pack(tree: PyTree, allow_nonfinite: bool) -> tuple[dict[str, Any], dict[str,
     leaves, table, arrays = named(tree), {}, {}
     keys = {n for n, x in leaves.items() if hasattr(x, "dtype") and spec(x)[1].startswith("key<")}
     hosted = jax.device_get(
-        {n: jax.random.key_data(x) if n in keys else x for n, x in leaves.items()}
+        {n: _whole(jax.random.key_data(x) if n in keys else x) for n, x in leaves.items()}
     )
     for name, value in leaves.items():
         data = np.asarray(hosted[name])
@@ -40,6 +43,10 @@ def pack(tree: PyTree, allow_nonfinite: bool) -> tuple[dict[str, Any], dict[str,
     return table, arrays
 
 
+def _whole(value: Any) -> Any:
+    return _meshes.to_host(value) if _meshes.is_spread(value) else value
+
+
 def leaf(entry: Mapping[str, Any], data: Any, abstract: Any = None) -> Any:
     """Return a leaf from its description and data, placed as `abstract` is."""
     if "value" in entry:
@@ -48,9 +55,45 @@ def leaf(entry: Mapping[str, Any], data: Any, abstract: Any = None) -> Any:
     sharding = getattr(abstract, "sharding", None) if getattr(abstract, "committed", True) else None
     if "impl" in entry:
         keys = jax.random.wrap_key_data(jnp.asarray(data), impl=entry["impl"])
-        return jax.device_put(keys, sharding)
+        return _placed(keys, sharding)
     exact = jax.dtypes.canonicalize_dtype(data.dtype) == data.dtype
-    return jax.device_put(data, sharding) if exact else data
+    return _placed(data, sharding) if exact else data
+
+
+def _placed(data: Any, sharding: Any) -> Any:
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(data, sharding)
+    # Each process has all of it: it places its part, and need not hear from the others.
+    return jax.make_array_from_callback(data.shape, sharding, lambda index: data[index])
+
+
+def by_one(tree: PyTree, folder: Path, write: Callable[[], object]) -> Path:
+    """Let process 0 write; the others wait for it where `tree` shows that all take part.
+
+    Where it does not, they warn: that process 0 calls this too cannot be known.
+    """
+    error: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            write()
+        except Exception as caught:
+            error = caught
+    if _meshes.is_spread(tree):
+        is_written = multihost_utils.broadcast_one_to_all(np.asarray(error is None))
+        if error is None and not is_written:
+            raise RuntimeError(
+                f"checkpoint: process 0 could not write {folder}; its error says why"
+            )
+    elif jax.process_index() > 0:
+        warnings.warn(
+            "checkpoint: process 0 saves what every process holds whole, and has to make this call "
+            f"too; this is process {jax.process_index()}, which writes nothing",
+            UserWarning,
+            stacklevel=3,
+        )
+    if error is not None:
+        raise error
+    return folder
 
 
 def named(tree: PyTree) -> dict[str, Any]:

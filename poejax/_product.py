@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _border, _checks
+from poejax import _border, _checks, _meshes
 from poejax.experts import Expert
 from poejax.experts import _combine as combine
 from poejax.experts._presence import set_present, split_present
@@ -242,7 +242,7 @@ class Product(Expert):
             own = params[name]
             if isinstance(expert, Product):
                 yield from expert.present(own, f"{prefix}{name}.")
-            elif not isinstance(own, dict) or np.all(np.asarray(own.get("present", 1)) > 0.5):
+            elif not isinstance(own, dict) or np.all(_meshes.to_host(own.get("present", 1)) > 0.5):
                 yield prefix + name, expert, own
 
     def check_params(self, params: Params) -> None:

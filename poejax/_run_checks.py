@@ -7,9 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from poejax import _border, _checks, _optimizers
+from poejax import _border, _checks, _meshes, _optimizers
 from poejax._product import Product
 from poejax.estimators._missing import Incomplete
 from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
@@ -87,7 +86,7 @@ def require_spread(name: str, visible: Unit, x: PyTree) -> None:
     """Raise if a column of real units is constant over the rows and sites that are learned from."""
     x, weights = _checks.split_weights(name, x)
     if weights is not None and _checks.is_concrete(x, weights):
-        name, counts = f"{name}.x", np.asarray(weights) > 0
+        name, counts = f"{name}.x", _meshes.to_host(weights) > 0
         x = jax.tree.map(lambda leaf: leaf[counts], x)
     if isinstance(x, Incomplete):
         blank = jax.tree.map(lambda leaf: jnp.full_like(leaf[0], jnp.nan, dtype=float), x.x)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from poejax import _checks, _optimizers, _random, _run_checks
+from poejax import _checks, _meshes, _optimizers, _random, _run_checks
 from poejax._numerics import add, at_least_float32
 from poejax._product import split_coordinates
 from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
@@ -76,6 +76,7 @@ def scan(
     """
     estimator, tx, preprocess = program.estimator, program.optimizer, program.preprocess
     batch_size = program.batch_size
+    _meshes.require_auto("state", state)
     _optimizers.check_state(tx, split(state.params)[0], state.opt_state)
     mean_weight = jnp.mean(data.weights) if isinstance(data, Weighted) else None
     num_rows = jax.tree.leaves(data)[0].shape[0]
@@ -101,7 +102,8 @@ def scan(
             finite = jnp.isfinite(metrics.grad_norm)
         return state, (metrics, finite)
 
-    state, (metrics, finite) = jax.lax.scan(body, state, length=num_steps)
+    start = _meshes.settled(lambda c: body(c, None)[0], state)
+    state, (metrics, finite) = jax.lax.scan(body, start, length=num_steps)
     return state, metrics, finite if watch else finite.all() & _are_finite(state.params).all()
 
 
@@ -115,10 +117,12 @@ def update(
     mean_weight: Array | None = None,
 ) -> tuple[TrainState, Metrics, Params]:
     """Return state and metrics after one step, and its gradient."""
-    grads, estimator_state, info = estimator.grad(
-        rng_key, state.params, state.estimator_state, batch
-    )
+    # For rules that differentiate without more ado: each device's gradient is its own.
+    whole = _meshes.alike(state.params, rng_key, state.estimator_state, batch)[0]
+    grads, estimator_state, info = estimator.grad(rng_key, whole, state.estimator_state, batch)
     grads, params = split(grads)[0], split(state.params)[0]
+    if hasattr(info, "loss"):  # an optimizer may differentiate it too
+        params = split(whole)[0]
     if mean_weight is not None:
         # Estimators divide by the weights of their batch, which are more or less than its share.
         share = jnp.mean(batch.weights) / mean_weight
@@ -187,8 +191,9 @@ def require_bounded(old: TrainState, new: TrainState) -> None:
                 )
 
 
-def require_finite(state: TrainState, finite: np.ndarray) -> None:
+def require_finite(state: TrainState, seen: Array) -> None:
     """Raise for the first leaf that was not finite, of those that `scan` watched from `state`."""
+    finite = _meshes.to_host(seen)
     if finite.all():
         return
     step, leaf = np.argwhere(~finite)[0].tolist()

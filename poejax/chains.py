@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from poejax import _border, _checks, _random, propriety
+from poejax import _border, _checks, _meshes, _random, propriety
 from poejax._numerics import add
 from poejax._product import Product
 from poejax.types import Array, Event, Kernel, Params, PyTree
@@ -249,6 +249,7 @@ def _run(
     def step(states: Any, index: Array) -> tuple[Any, Any]:
         return step_all(_random.fold_in(rng_key, index), kernel, params, states)
 
+    states = _meshes.settled(lambda s: step(s, jnp.zeros((), int))[0], states)
     if observe is None:
         states, _ = jax.lax.scan(lambda s, i: (step(s, i)[0], None), states, jnp.arange(num_steps))
         return states, None
@@ -268,7 +269,8 @@ def _run(
 
     shapes = jax.eval_shape(first_value, states)
     summary = observe.init(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-    carry, emitted = jax.lax.scan(observed_step, (states, summary), jnp.arange(num_steps // thin))
+    carry = _meshes.settled(lambda c: observed_step(c, jnp.zeros((), int))[0], (states, summary))
+    carry, emitted = jax.lax.scan(observed_step, carry, jnp.arange(num_steps // thin))
     return carry[0], observe.result(carry[1], emitted)
 
 

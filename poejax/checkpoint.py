@@ -3,8 +3,10 @@
 A checkpoint is a folder: `poejax.json` (leaf table, config, metrics, size and CRC-32 of each file,
 and last the CRC-32 of all that) and `poejax_arrays/` (written by orbax). It is written under a
 temporary name, flushed and renamed, so a process killed at any moment leaves every earlier one
-readable. A run's directory holds one folder per step. One writer per directory, one JAX process, a
-local or mounted file system.
+readable. A run's directory holds one folder per step. One writer per directory, on a local or
+mounted file system. Of several JAX processes number 0 writes: arrays spread over them are saved by
+a call in all of them, which gathers these; others also by process 0 alone, and the rest, which do
+not wait, warn. All read, each what it is to hold, under whatever number of devices and processes.
 """
 
 from __future__ import annotations
@@ -72,9 +74,8 @@ def save(
       ValueError: for a non-finite leaf (named), or options that do not fit together.
       TypeError: for a leaf, config or metric that cannot be stored.
       FileExistsError: if `directory/<step>` exists and is no checkpoint.
-      RuntimeError: in a session of several JAX processes.
+      RuntimeError: in other processes, if process 0 fails to write what was spread over them.
     """
-    _require_one_process()
     if step is not None and (isinstance(step, float) or not _checks.is_real(step)):
         raise TypeError(f"step: expected an integer >= 0, got {_checks.describe(step)}")
     number = int(getattr(state, "step", -1) if step is None else step)
@@ -90,23 +91,37 @@ def save(
     table, arrays = _leaves.pack(state, allow_nonfinite)
     best = None if best_metric is None else [best_metric, best_mode]
     root = _folders.absolute(directory)
+    meta = {"leaves": table, "config": config, "metrics": scores, "best": best}
+
+    def write() -> None:
+        _write_step(root, number, arrays, meta, keep_last, keep_best)
+
+    return _leaves.by_one(state, root / str(number), write)
+
+
+def _write_step(
+    root: Path,
+    number: int,
+    arrays: Mapping[str, np.ndarray],
+    meta: dict[str, Any],
+    keep_last: int,
+    keep_best: int,
+) -> None:
     for name in {p.name.partition(".poejax-")[0] for p in root.glob("*.poejax-*")}:
         _folders.tidy(root / name)
-    meta = {"leaves": table, "config": config, "metrics": scores, "best": best}
-    folder = _folders.commit(root / str(number), _writer(arrays), meta)
+    _folders.commit(root / str(number), _writer(arrays), meta)
     steps = _folders.steps_in(root)
     if number < max(steps):
         warnings.warn(
             f"{root}: saved step {number} beside a newer step {max(steps)}, which restore() picks "
             "unless step= is given; remove newer steps that belong to an abandoned run",
-            stacklevel=2,
+            stacklevel=5,
         )
     kept = {number, *sorted(steps)[-keep_last:], *_folders.ranked(steps)[:keep_best]}
     for other in steps.keys() - kept:
         # Renamed first: a removal that is cut short must not leave half a checkpoint in place.
         trash = steps[other].rename(root / f"{other}{_folders.PARTIAL}")
         shutil.rmtree(trash, ignore_errors=True)
-    return folder
 
 
 def restore(directory: PathLike, abstract_state: PyTree, *, step: int | None = None) -> PyTree:
@@ -125,7 +140,6 @@ def restore(directory: PathLike, abstract_state: PyTree, *, step: int | None = N
       FileNotFoundError: if there is no checkpoint, or not that one.
       ValueError: if leaves, shapes or dtypes differ; names them.
       CheckpointError: if that checkpoint is damaged; nothing is deleted, no other step is tried.
-      RuntimeError: in a session of several JAX processes.
     """
     root = _folders.absolute(directory)
     number, folder = _folders.pick(root, step)
@@ -204,18 +218,22 @@ def save_params(
       FileExistsError: if `path` exists and `overwrite` is False, or it is no checkpoint.
       ValueError: for a non-finite leaf (named).
       TypeError: for a container, leaf or config that cannot be stored.
-      RuntimeError: in a session of several JAX processes.
+      RuntimeError: as `save`.
     """
-    _require_one_process()
     folder = _folders.absolute(path)
-    if not overwrite and _folders.current(folder).exists():
-        raise FileExistsError(f"{folder} exists; overwrite=True replaces it")
+
+    def write() -> None:
+        # Only by who writes: to others it may be the folder that was just written.
+        if not overwrite and _folders.current(folder).exists():
+            raise FileExistsError(f"{folder} exists; overwrite=True replaces it")
+        _folders.commit(folder, _writer(arrays), meta)
+
     table, arrays = _leaves.pack(params, allow_nonfinite)
     tree = jax.tree.unflatten(jax.tree.structure(params), list(table))
     if not _leaves.is_plain(tree):
         tree = None
     meta = {"leaves": table, "config": config, "tree": tree}
-    return _folders.commit(folder, _writer(arrays), meta)
+    return _leaves.by_one(params, folder, write)
 
 
 def load_params(path: PathLike, abstract_params: Params | None = None) -> Params:
@@ -232,7 +250,6 @@ def load_params(path: PathLike, abstract_params: Params | None = None) -> Params
       FileNotFoundError: if there is no checkpoint at `path`.
       ValueError: if they do not fit `abstract_params`, or `path` holds a training state.
       CheckpointError: if the checkpoint is damaged.
-      RuntimeError: in a session of several JAX processes.
     """
     folder = _folders.current(_folders.absolute(path))
     if not _folders.is_ours(folder):
@@ -267,15 +284,6 @@ def _read(folder: Path, abstract: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
-def _require_one_process() -> None:
-    if (count := jax.process_count()) > 1:
-        raise RuntimeError(
-            f"checkpoint: expected a session of one JAX process, got {count}, and orbax would wait "
-            "for all of them; bring arrays to one of them, e.g. by "
-            "jax.experimental.multihost_utils.process_allgather, and keep them there with NumPy"
-        )
-
-
 def _writer(arrays: Mapping[str, np.ndarray]) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         if arrays:  # orbax refuses to write nothing
@@ -286,7 +294,6 @@ def _writer(arrays: Mapping[str, np.ndarray]) -> Callable[[Path], None]:
 
 
 def _load(folder: Path) -> dict[str, np.ndarray]:
-    _require_one_process()
     if (damage := _folders.damage(folder)) is not None:
         raise CheckpointError(damage)
     specs = {n: e["data"] for n, e in _folders.read_meta(folder)["leaves"].items() if "data" in e}
@@ -314,7 +321,11 @@ def _orbax() -> Iterator[ocp.Checkpointer]:
     logger = logging.getLogger("absl")
     logger.addFilter(keep)
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        # Orbax is not to wait for other processes, which need not come.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             yield checkpointer
     finally:
         logger.removeFilter(keep)

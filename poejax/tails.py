@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from poejax import _meshes
+
 __all__ = ["Reach", "Tails", "as_float64", "bounded"]
 
 
@@ -76,7 +78,7 @@ def bounded(num_linear: int) -> Tails:
 
 def as_float64(x: Any) -> np.ndarray:
     """Return `x` on the host in double precision."""
-    return np.asarray(x, np.float64)
+    return _meshes.to_host(x, np.float64)
 
 
 def combine(tails: list[Tails]) -> Tails:

@@ -9,7 +9,6 @@ from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from poejax import _border, _by_value, _checks, _optimizers, _run_checks, _run_steps, propriety
@@ -181,7 +180,8 @@ class Run:
 
         Epochs are of N // batch_size steps; the order of the rows is a function of the run's key
         and the epoch's number, what a step draws one of the key and the step's number. So 3 steps
-        and 3 more are the 6 steps, bitwise.
+        and 3 more are the 6 steps, bitwise. Inside `jax.shard_map` each device learns by its own
+        rows; to learn one model by all of them let the optimizer take `jax.lax.pmean` of gradients.
 
         Args:
           state: the run so far; it is not consumed.
@@ -247,7 +247,7 @@ class Run:
         new_state, metrics, finite = scan()
         if _checks.is_concrete(finite):
             if not finite:  # once more, to see what was the first
-                _run_steps.require_finite(state, np.asarray(scan(watch=True)[2]))
+                _run_steps.require_finite(state, scan(watch=True)[2])
             _run_steps.require_bounded(state, new_state)
         return new_state, metrics
 

@@ -17,6 +17,7 @@ import jax
 import tyro
 from tqdm.auto import tqdm
 
+from experiments.lab import devices
 from experiments.lab.tables import Table, text
 from experiments.lab.workdirs import MetricsLog as MetricsLog
 from experiments.lab.workdirs import jsonable, stored_config, write_json
@@ -152,7 +153,7 @@ def _parse(default: ConfigT, description: str) -> ConfigT:
 
 
 def progress(total: int, description: str, unit: str, initial: int = 0) -> Any:
-    """Return a progress bar; quieter where the output is no terminal."""
+    """Return a progress bar of the first process; quieter where the output is no terminal."""
     interval = 0.2 if sys.stderr.isatty() else 20.0
     return tqdm(
         total=total,
@@ -161,6 +162,7 @@ def progress(total: int, description: str, unit: str, initial: int = 0) -> Any:
         initial=initial,
         mininterval=interval,
         dynamic_ncols=True,
+        disable=not devices.is_first(),
     )
 
 
@@ -234,7 +236,7 @@ def command(main: Callable[[], int]) -> Callable[[], int]:
             return main()
         except (FloatingPointError, ImportError, OSError, ValueError, RuntimeError) as error:
             print(f"error: {error}", file=sys.stderr)
-            return 1
+            return devices.leave(1)
         except KeyboardInterrupt:
             print("interrupted; scripts that know --resume go on from here", file=sys.stderr)
             sys.stdout.flush()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from experiments.lab import devices
 from poejax import checkpoint
 
 ConfigT = TypeVar("ConfigT")
@@ -58,7 +59,9 @@ def open_workdir(
                 )
     elif resume:
         raise _no_run(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    devices.agree(0)  # all have looked before one writes
+    if devices.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", fields)
 
 
@@ -135,7 +138,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, null for NaN or infinity; a kill leaves the old file or the new one, whole."""
+    """Write JSON, null for NaN or infinity; a kill leaves the old file or the new one, whole.
+
+    Of several processes the first writes.
+    """
+    if not devices.is_first():
+        return
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(_without_nan(value), indent=2) + "\n")
     os.replace(partial, path)
@@ -150,7 +158,10 @@ def _without_nan(value: Any) -> Any:
 
 
 class MetricsLog:
-    """Lines of JSON, one record each, in step order without repeats after a resume."""
+    """Lines of JSON, one record each, in step order without repeats after a resume.
+
+    Of several processes the first writes.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
         """Open `path`, dropping what a killed run logged after the checkpoint at `step`."""
@@ -164,6 +175,8 @@ class MetricsLog:
                 continue  # the line that was being written at the kill
             if isinstance(record, dict) and record.get("step", math.inf) <= step:
                 self.records.append(record)
+        if not devices.is_first():
+            return
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(r) + "\n" for r in self.records))
         os.replace(partial, path)
@@ -171,6 +184,8 @@ class MetricsLog:
     def append(self, record: dict[str, Any]) -> None:
         """Add one record, null for NaN, on disk before the call returns."""
         self.records.append(record)
+        if not devices.is_first():
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(_without_nan(record)) + "\n")
 

@@ -4,6 +4,8 @@
     python -m experiments.mnist_rbm --preset full        # all 60,000, 500 hidden units
     python -m experiments.mnist_rbm --data FILE          # .npy, .npz, .csv, IDX, or four IDX files
     python -m experiments.mnist_rbm --resume --workdir W # goes on with the run in W, bitwise
+    python -m experiments.mnist_rbm --coordinator-address HOST:PORT --num-processes 2 --process-id 0
+                                                         # with another such command, of id 1
 
 Writes to the working directory: config.json, metrics.jsonl, checkpoints/, params/, results.json,
 figures/, and data.json about data of your own.
@@ -19,9 +21,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 import poejax as pj
-from experiments.lab import own_data, rbm_recipe, runs
+from experiments.lab import devices, own_data, rbm_recipe, runs
 from experiments.lab.tables import text
 from experiments.mnist_rbm import report
 from poejax import checkpoint, training
@@ -64,7 +67,15 @@ class Config(runs.DigitOptions):
     seed: int = 0  # Seed of everything random.
     resume: bool = False
     """Go on with the run in workdir, with its config. Epochs may be added, and what the evaluation
-    depends on (ais_chains, ais_steps, sample_steps) may change."""
+    depends on (ais_chains, ais_steps, sample_steps) may change; so may devices and processes."""
+    coordinator_address: str | None = None
+    """host:port of process 0, where several processes run this command; see
+    jax.distributed.initialize. They share a file system."""
+    num_processes: int | None = None  # How many of them there are.
+    process_id: int | None = None  # Which of them this is, from 0.
+    data_devices: int | None = None
+    """Devices that share chains and rows of a batch; one, or all those of several processes."""
+    model_devices: int = 1  # Devices that share the hidden units.
 
     bounds: ClassVar = {
         "seed": -math.inf,
@@ -72,6 +83,7 @@ class Config(runs.DigitOptions):
         "ais_steps": 0,
         "weight_decay": 0.0,
         "average_decay": (0.0, 1.0),
+        "process_id": 0,
     }
 
 
@@ -108,6 +120,7 @@ class Problem(NamedTuple):
     data: own_data.Data
     run: training.Run
     steps_per_epoch: int
+    mesh: Mesh | None
 
 
 def build(config: Config) -> Problem:
@@ -126,28 +139,34 @@ def build(config: Config) -> Problem:
     estimator = rbm_recipe.make_estimator(
         model, config.estimator, config.num_chains, config.num_gibbs_steps, config.centered
     )
+    mesh = devices.make_mesh(config.data_devices, config.model_devices)
+    shared = {"batch_size": config.batch_size, "ais_chains": config.ais_chains}
+    shared |= {"num_chains": config.num_chains} if config.estimator == "pcd" else {}
+    devices.require_shares(mesh, shared, {"num_hidden": config.num_hidden})
     steps_per_epoch = len(data.train) // config.batch_size
     optimizer = rbm_recipe.optimizer_of_reals if data.coordinates else rbm_recipe.optimizer
     run = training.Run(
         estimator,
         optimizer(config.learning_rate, config.weight_decay, config.num_epochs * steps_per_epoch),
         config.batch_size,
-        preprocess=data.preprocess,
+        preprocess=devices.spread(data.preprocess, mesh),
         average=True,
         average_decay=config.average_decay,
     )
-    return Problem(data, run, steps_per_epoch)
+    return Problem(data, run, steps_per_epoch, mesh)
 
 
 def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.TrainState, list[Any]]:
     """Train from the last checkpoint in `workdir`, or from the start; returns state and metrics."""
-    directory, (data, run, per_epoch) = workdir / "checkpoints", problem
+    directory, (data, run, per_epoch, mesh) = workdir / "checkpoints", problem
     rows = jnp.asarray(data.train)
     state = rbm_recipe.initial_state(jax.random.key(config.seed), run, rows)
-    if checkpoint.latest_step(directory) is None:
-        checkpoint.save(directory, state, config=runs.jsonable(config))
+    state, rows = devices.place((state, rows), mesh)
+    latest = devices.agree(_last_step(workdir))
+    if latest < 0:
+        checkpoint.save(directory, state, config=described(config))
     else:
-        state = checkpoint.restore(directory, state)
+        state = checkpoint.restore(directory, state, step=latest)
     step = int(state.step)
     log = runs.MetricsLog(workdir / "metrics.jsonl", step)
     clock, seconds = time.perf_counter(), log.last("seconds", step)
@@ -172,7 +191,7 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
         checkpoint.save(
             directory,
             state,
-            config=runs.jsonable(config),
+            config=described(config),
             metrics=record,
             best_metric=monitor.best_metric,
             best_mode=monitor.best_mode,
@@ -198,23 +217,26 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
       FloatingPointError: if training diverges; the last good checkpoint stays.
     """
     workdir = workdir.expanduser()
+    devices.connect(config.coordinator_address, config.num_processes, config.process_id)
     if config.data is not None:
         config = dataclasses.replace(config, data=config.data.expanduser().absolute())
     problem = build(config)
-    taken = (checkpoint.latest_step(workdir / "checkpoints") or 0) / problem.steps_per_epoch
+    taken = max(0, _last_step(workdir)) / problem.steps_per_epoch
     if config.resume and config.num_epochs < taken:
         raise ValueError(
             f"num_epochs: expected at least {taken:g}, which the run in {workdir} has taken, got "
             f"{config.num_epochs}"
         )
     adjustable = ("num_epochs", "ais_chains", "ais_steps", "sample_steps")
-    runs.open_workdir(workdir, config, config.resume, ("workdir", "resume"), adjustable)
+    elsewhere = ("workdir", "resume", *devices.OPTIONS)
+    runs.open_workdir(workdir, config, config.resume, elsewhere, adjustable)
     if description := problem.data.description:
         own_data.require_same(workdir / "data.json", description)
-        print(own_data.said(problem.data))
+        if devices.is_first():
+            print(own_data.said(problem.data))
     state, records = train(config, problem, workdir)
     checkpoint.save_params(
-        workdir / "params", state.average, config=runs.jsonable(config), overwrite=True
+        workdir / "params", state.average, config=described(config), overwrite=True
     )
     betas = (
         pj.evidence.linear_betas(config.ais_steps)
@@ -222,7 +244,9 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         else pj.evidence.salakhutdinov_murray_betas()
     )
     assert problem.run.model is not None
-    evaluation = report.Evaluation(problem.run.model, state.average, problem.data, config.seed)
+    evaluation = report.Evaluation(
+        problem.run.model, state.average, problem.data, config.seed, problem.mesh
+    )
     results = evaluation.score(betas, config.ais_chains, config.sample_steps)
     seconds = records[-1]["seconds"] if records else math.nan  # metrics.jsonl may have been lost
     results |= {
@@ -234,13 +258,23 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         "seconds": seconds + results["evaluation_seconds"],
         "machine": runs.machine(),
         "date": time.strftime("%Y-%m-%d"),
-        "config": runs.jsonable(config),
+        "config": described(config),
     }
     if description:
         results["data"] = description
     runs.write_json(workdir / "results.json", results | {"tables": report.table(results)})
     evaluation.draw(workdir / "figures", records, config.sample_steps)
     return results
+
+
+def described(config: Config) -> dict[str, Any]:
+    """Return what is written down of a config: not where the run took place."""
+    return {k: v for k, v in runs.jsonable(config).items() if k not in devices.OPTIONS}
+
+
+def _last_step(workdir: Path) -> int:
+    latest = checkpoint.latest_step(workdir / "checkpoints")
+    return -1 if latest is None else latest
 
 
 def default_workdir(config: Config) -> Path:
@@ -255,6 +289,7 @@ def main() -> int:
     config = runs.parse(PRESETS, __doc__ or "", name=default_workdir)
     assert config.workdir is not None
     results = train_and_evaluate(config, config.workdir)
-    print(text(report.table(results)))
-    print(f"figures, parameters and metrics: {config.workdir}")
+    if devices.is_first():
+        print(text(report.table(results)))
+        print(f"figures, parameters and metrics: {config.workdir}")
     return 0

@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from matplotlib.figure import Figure
 
 import poejax as pj
-from experiments.lab import own_data, runs, tables
+from experiments.lab import devices, own_data, runs, tables
 from experiments.lab.encoders import reconstruct
 from poejax import plotting
 from poejax.types import Array, Params
@@ -105,6 +106,7 @@ class Evaluation(NamedTuple):
     params: Params
     data: own_data.Data
     seed: int
+    mesh: Mesh | None = None
 
     def _keys(self, use: int, count: int) -> Array:
         return jax.random.split(jax.random.fold_in(jax.random.key(self.seed), use), count)
@@ -114,7 +116,7 @@ class Evaluation(NamedTuple):
 
         Log-likelihoods are in the units of the data; log Z is that of the model, in coordinates.
         """
-        start, (model, params, data, _) = time.perf_counter(), self
+        start, (model, params, data, *_) = time.perf_counter(), self
         train_key, test_key, ais_key, chain_key, reverse_key = self._keys(0xA15, 5)
         x_train = data.preprocess(train_key, jnp.asarray(data.train))
         x_test = data.preprocess(test_key, jnp.asarray(data.test))
@@ -147,12 +149,15 @@ class Evaluation(NamedTuple):
         binary_key, start_key, chain_key = self._keys(0xF16, 3)
         num_chains = _TABLE_CHAINS if data.shape is None else 64
         starts = jax.vmap(self.model.init_visible)(jax.random.split(start_key, num_chains))
-        samples = self.sample(chain_key, sample_steps, starts)
+        samples = jnp.asarray(devices.to_host(self.sample(chain_key, sample_steps, starts)))
+        here = self._replace(params=jax.tree.map(devices.to_host, self.params))
+        if not devices.is_first():
+            return
         if data.shape is None:
             figures = table_figures(data, samples, sample_steps)
         else:
             shown = data.preprocess(binary_key, jnp.asarray(data.test[:64]))
-            figures = self.image_figures(data.shape, shown, samples, sample_steps)
+            figures = here.image_figures(data.shape, shown, samples, sample_steps)
         panels = {}
         for label, names in _PANELS.items():
             if any(name in record for record in records for name in names):
@@ -166,7 +171,7 @@ class Evaluation(NamedTuple):
         self, shape: tuple[int, int], shown: Array, samples: Array, sample_steps: int
     ) -> dict[str, Figure]:
         """Draw filters, samples beside images and reconstructions."""
-        model, params, data, _ = self
+        model, params, data, *_ = self
         # Pixel probabilities, the way samples of RBMs are usually shown.
         means, reconstructed = (reconstruct(model, params, x) for x in (samples, shown[:10]))
         what = "values" if data.coordinates else "probabilities"
@@ -183,6 +188,7 @@ class Evaluation(NamedTuple):
         """Run one chain from each row of `starts` for `num_steps` Gibbs sweeps."""
         kernel = pj.kernels.block_gibbs(self.model)
         states = pj.chains.init(rng_key, kernel, self.params, starts.shape[0], x=starts)
+        states = devices.place(states, self.mesh)
         pieces = 20
         with runs.progress(num_steps, "sampling", "sweep") as bar:
             for i in range(pieces):
@@ -201,6 +207,7 @@ class Evaluation(NamedTuple):
         model, params, total = self.model, self.params, len(betas) - 1
         piece, name = max(1, total // 50), "AIS" if x is None else "reverse AIS"
         state = pj.evidence.ais_init(rng_key, model, params, base, betas, count, x)
+        state = devices.place(state, self.mesh)
         with runs.progress(total, name, "beta") as bar:
             while (step := int(state.step)) < total:
                 state = pj.evidence.ais_steps(state, model, params, base, betas, piece)

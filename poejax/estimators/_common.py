@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from poejax import _checks, _random, chains
+from poejax import _checks, _meshes, _random, chains
 from poejax._product import Product
 from poejax.kernels import block_gibbs
 from poejax.types import Array, EstimatorInfo, Event, Kernel, Params, PyTree, Weighted
@@ -88,6 +88,7 @@ def advance(rng_key: Array, kernel: Kernel, params: Params, states: Any, num_ste
         key = _random.fold_in(rng_key, index)
         return chains.step_all(key, kernel, params, states)[0], None
 
+    states = _meshes.settled(lambda s: body(s, jnp.zeros((), int))[0], states)
     return jax.lax.scan(body, states, jnp.arange(num_steps))[0]
 
 
@@ -126,4 +127,5 @@ def contrast(
         fantasy = mean_log_density(model, params, x_model)
         return fantasy - data, EstimatorInfo(data, fantasy)
 
+    params, x_data, x_model = _meshes.alike(params, x_data, x_model)
     return jax.grad(loss, has_aux=True)(params)

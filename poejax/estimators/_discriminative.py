@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from poejax import _checks
+from poejax import _checks, _meshes
 from poejax._product import Product
 from poejax.estimators._common import Rule, mean_of_rows, own_model
 from poejax.inference._classify import class_log_probs
@@ -46,6 +46,7 @@ class Discriminative(Rule):
             info = mean_of_rows(one, batch)
             return -info.class_log_prob, info
 
+        params, batch = _meshes.alike(params, batch)
         grads, info = jax.grad(loss, has_aux=True)(params)
         return grads, state, info
 

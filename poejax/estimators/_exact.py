@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from poejax import _checks
+from poejax import _checks, _meshes
 from poejax import exact as enumeration
 from poejax._product import Product
 from poejax.estimators._common import Rule, mean_log_density
@@ -28,6 +28,7 @@ class Exact(Rule):
             log_z = enumeration.log_z(self.model, params)
             return log_z - data, EstimatorInfo(data, log_z)
 
+        params, batch = _meshes.alike(params, batch)
         grads, info = jax.grad(loss, has_aux=True)(params)
         return grads, state, info
 

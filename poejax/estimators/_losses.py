@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from poejax import _checks, chains
+from poejax import _checks, _meshes, chains
 from poejax.estimators._common import Rule, mean_of_rows
 from poejax.types import Array, Event, LossInfo, Params
 
@@ -34,6 +34,7 @@ class LossEstimator(Rule, abc.ABC):
         def mean_loss(params: Params) -> Array:
             return mean_of_rows(lambda x, key: self.loss(key, params, x), batch, keys)
 
+        params, batch, keys = _meshes.alike(params, batch, keys)
         loss, grads = jax.value_and_grad(mean_loss)(params)
         return grads, state, LossInfo(loss)
 
@@ -59,6 +60,7 @@ class FromLoss:
         self, rng_key: Array, params: Params, state: tuple[()], batch: Any
     ) -> tuple[Params, tuple[()], LossInfo]:
         """Compute loss and gradient for a batch [B, ...]."""
+        rng_key, params, batch = _meshes.alike(rng_key, params, batch)
         loss, grads = jax.value_and_grad(self.loss_fn, argnums=1)(rng_key, params, batch)
         return grads, state, LossInfo(loss)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from poejax import _border, _checks, _random, chains, propriety
+from poejax import _border, _checks, _meshes, _random, chains, propriety
 from poejax._numerics import add
 from poejax._product import Product, split_coordinates
 from poejax.chains import ModelKernel
@@ -214,6 +214,8 @@ def ais_steps(
 
     Chains are in the coordinates of `params`, if they hold any.
     """
+    _meshes.require_auto("state", state)
+    _meshes.require_auto("params", params)
     _checks.kernel_of("kernel", kernel, model)
     params, coordinates = split_coordinates(params)
     base = base.within(coordinates)
@@ -312,6 +314,7 @@ def _ais_steps(
         return state._replace(step=index + 1, chains=states, log_weights=log_weights, rest=rest)
 
     stop = jnp.minimum(state.step + num_steps, last).astype(state.step.dtype)
+    state = _meshes.settled(lambda s: body(s.step, s), state)
     return jax.lax.fori_loop(state.step, stop, body, state)
 
 

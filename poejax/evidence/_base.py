@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _border, _checks
+from poejax import _border, _checks, _meshes
 from poejax._product import Product, product, split_coordinates
 from poejax._strength import PARALLEL
 from poejax.exact import _square_student_t as square_student_t
@@ -213,7 +213,8 @@ def _fitted(model: Product, data: Event, smoothing: float, given: Params | None)
 def _same(a: PyTree, b: PyTree) -> bool:
     leaves, others = jax.tree.leaves_with_path(a), jax.tree.leaves_with_path(b)
     return [path for path, _ in leaves] == [path for path, _ in others] and all(
-        np.array_equal(leaf, other) for (_, leaf), (_, other) in zip(leaves, others, strict=True)
+        np.array_equal(_meshes.to_host(leaf), _meshes.to_host(other))
+        for (_, leaf), (_, other) in zip(leaves, others, strict=True)
     )
 
 

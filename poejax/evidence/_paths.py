@@ -8,7 +8,7 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks, propriety
+from poejax import _checks, _meshes, propriety
 from poejax._product import Product, product, split_coordinates
 from poejax.evidence._base import Base
 from poejax.types import Array, Event, Params
@@ -97,7 +97,7 @@ def check_betas(betas: Array) -> None:
     if jnp.ndim(betas) != 1 or jnp.shape(betas)[0] < 2:
         raise ValueError(f"betas: expected shape (T + 1,), T >= 1, got {jnp.shape(betas)}")
     if _checks.is_concrete(betas):
-        values = np.asarray(betas)
+        values = _meshes.to_host(betas)
         if values[0] != 0 or values[-1] != 1 or not np.all(np.diff(values) >= 0):
             raise ValueError(
                 f"betas: expected to rise from 0 to 1, got {values[0]} ... {values[-1]}"

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from poejax import _meshes
 from poejax._product import Product, split_coordinates
 from poejax.exact._enumeration import log_sum_exp
 from poejax.exact._factors import in_default_float
@@ -148,10 +149,10 @@ def _refine(model: Product, params: Params, frame: _Frame) -> tuple[_Cells, Arra
     capacity = num_start + num_splits * num_steps * _STAGES
     evaluate = jax.vmap(functools.partial(_values, model, params, frame))
     dtype = frame.centre.dtype
-    start = [jnp.asarray(face), jnp.asarray(low, dtype), jnp.asarray(width, dtype)]
-    values = evaluate(*start)
+    boxes = [jnp.asarray(face), jnp.asarray(low, dtype), jnp.asarray(width, dtype)]
+    values = evaluate(*boxes)
     spare = capacity - num_start
-    padded = [jnp.pad(a, [(0, spare)] + [(0, 0)] * (a.ndim - 1)) for a in start]
+    padded = [jnp.pad(a, [(0, spare)] + [(0, 0)] * (a.ndim - 1)) for a in boxes]
     empty = jnp.full((spare, values.shape[1]), -jnp.inf, values.dtype)
     cells = _Cells(padded[0], padded[1], padded[2], jnp.concatenate([values, empty]))
 
@@ -176,7 +177,8 @@ def _refine(model: Product, params: Params, frame: _Frame) -> tuple[_Cells, Arra
         return (cells, used), jax.nn.logsumexp(_log_integral(cells.values, cells.width))
 
     betas = jnp.minimum(1.0, 4.0 ** (jnp.arange(_STAGES, dtype=dtype) - _COLD))
-    (cells, _), totals = jax.lax.scan(stage, (cells, jnp.asarray(num_start)), betas)
+    start = _meshes.alike((cells, jnp.asarray(num_start)), params)[0]
+    (cells, _), totals = jax.lax.scan(stage, start, betas)
     return cells, totals
 
 
@@ -244,7 +246,7 @@ def _frame(model: Product, params: Params) -> _Frame:
         return jnp.where(better, places[index], centre), jnp.where(better, found[index], best)
 
     origin = jnp.zeros(size, dtype)
-    start = (origin, log_density(origin))
+    start = _meshes.alike((origin, log_density(origin)), params)[0]
     centre, best = jax.lax.fori_loop(0, 64, move, start)
     around = jax.vmap(jax.vmap(log_density))(centre + offsets)
     fallen = jnp.max(best - around, axis=1) > 1.0

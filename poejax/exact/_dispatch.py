@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from poejax import _checks
+from poejax import _checks, _meshes
 from poejax._product import Product, split_coordinates
 from poejax.exact import _coordinatewise as coordinatewise
 from poejax.exact import _cubature as cubature
@@ -165,6 +165,7 @@ def _log_z(model: Product, params: Params, max_states: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("model", "name"))
 def _evaluate(model: Product, params: Params, name: str) -> Array:
+    (params,) = _meshes.alike(params)  # the closed forms differentiate within
     return _METHODS[name].log_z(model, in_default_float(params))
 
 
@@ -172,6 +173,7 @@ def _evaluate(model: Product, params: Params, name: str) -> Array:
 def _sample(rng_key: Array, model: Product, params: Params, name: str) -> Event:
     draw = _METHODS[name].sample
     assert draw is not None
+    rng_key, params = _meshes.alike(rng_key, params)
     return draw(rng_key, model, in_default_float(params))
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from poejax import _meshes
 from poejax._product import Product
 from poejax.exact._enumeration import draw_index, log_sum_exp, table
 from poejax.exact._factors import params_at
@@ -179,6 +180,7 @@ def _solve(visible: Unit, field: Field, v: Array) -> Array:
     As the gradient of the log partition function, which for full precisions has derivatives of its
     own, as the solver behind `visible.mean` has not.
     """
+    field, v = _meshes.alike(field, v)
     return jax.grad(lambda linear: visible.log_partition(field | {"linear": linear}))(v)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _border, _checks, chains, propriety
+from poejax import _border, _checks, _meshes, chains, propriety
 from poejax._numerics import add, at_least_float32
 from poejax._product import Product, product, split_coordinates
 from poejax.chains import ModelKernel
@@ -191,7 +191,7 @@ def check_observed(model: Product, name: str, x: Event, observed: PyTree) -> Non
 
     def complete(x: Array, mask: Array, blank: Array) -> np.ndarray:
         # With what the site holds in another row: of real units too it is a likely value.
-        values, seen = np.asarray(x), np.asarray(mask)
+        values, seen = _meshes.to_host(x), _meshes.to_host(mask)
         first = values[seen.argmax(axis=0), np.arange(seen.shape[1])]
         missing = np.where(_expand(np.any(seen, axis=0), first), first, np.asarray(blank))
         return np.where(_expand(seen, values), values, missing.astype(values.dtype))
@@ -306,7 +306,7 @@ def _average(
 
     _, shapes = jax.eval_shape(take, states, jnp.zeros((), int))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    start = (states, zeros, zeros)
+    start = _meshes.settled(lambda c: step(c, jnp.zeros((), int))[0], (states, zeros, zeros))
     (states, means, _), _ = jax.lax.scan(step, start, jnp.arange(num_steps))
     # About the first chain, so that chains that agree have their value and an error of 0 exactly.
     shifted = jax.tree.map(lambda m: m - m[0], means)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from poejax import _checks
+from poejax import _checks, _meshes
 from poejax._numerics import at_least_float32
 from poejax._product import Product
 from poejax.kernels._base import EventKernel
@@ -53,12 +53,13 @@ class GibbsWithGradients(EventKernel):
 
         # The parameters are fixed within a step, so that what is known at x carries over.
         start = (state.x, self.proposal(params, state.x, state.clamp))
+        start = _meshes.settled(lambda carry: flip(carry, jnp.zeros((), int))[0], start)
         (x, _), info = jax.lax.scan(flip, start, jnp.arange(self.num_flips))
         return ChainState(x, state.clamp), info
 
     def proposal(self, params: Params, x: Event, clamp: PyTree = None) -> Proposal:
         """Return the log density at `x` and q(move | x) ∝ exp(½ ∇log f(x)·(x' - x))."""
-        relaxed = jax.tree.map(at_least_float32, x)
+        params, relaxed = _meshes.alike(params, jax.tree.map(at_least_float32, x))
         value, gradient = jax.value_and_grad(self.model.log_density, argnums=1)(params, relaxed)
         blocks, weights = _blocks(self.model.visible), []
         masks = [None] * len(blocks) if clamp is None else jax.tree.leaves(clamp)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from poejax import _checks
+from poejax import _checks, _meshes
 from poejax._product import Product, split_coordinates
 from poejax.kernels._base import EventKernel
 from poejax.types import Array, ChainState, Event, HMCInfo, MetropolisInfo, Params, PyTree
@@ -78,6 +78,7 @@ class MALA(GradientKernel):
         self, rng_key: Array, params: Params, state: ChainState, step_size: Array | float
     ) -> tuple[ChainState, MetropolisInfo]:
         blackjax = import_blackjax()
+        rng_key, params, state = _meshes.alike(rng_key, params, state)
         log_density = self.log_density(params, state)
         # blackjax draws this noise in the default dtype, which is wider than the chain's where
         # float32 chains run under x64; a chain keeps the dtype it started in.
@@ -104,6 +105,7 @@ class HMC(GradientKernel):
         self, rng_key: Array, params: Params, state: ChainState, step_size: Array | float
     ) -> tuple[ChainState, HMCInfo]:
         blackjax = import_blackjax()
+        rng_key, params, state = _meshes.alike(rng_key, params, state)
         jitter_key, step_key = jax.random.split(rng_key)
         log_density, dtype = self.log_density(params, state), _dtype(state)
         start = blackjax.hmc.init(self.position(params, state), log_density)

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _border, _checks
+from poejax import _border, _checks, _meshes
 from poejax.mixtures import _frame as frame
 from poejax.types import Array
 
@@ -46,7 +46,7 @@ def mean_one(weights: Any, dtype: Any) -> tuple[Any, Any]:
     if weights is None:
         return None, 1.0
     if _checks.is_concrete(weights):
-        host = np.asarray(_border.array("weights", weights)).astype(np.float64)
+        host = _meshes.to_host(_border.array("weights", weights), np.float64)
         largest = host.max()
         mean = (host / largest).mean()
         return (host / largest / mean).astype(dtype), largest * mean
@@ -80,7 +80,7 @@ def responsibilities(name: str, value: Array, num_rows: int, num_components: int
     _checks.shape(name, value, (num_rows, num_components), "N rows and K components")
     _checks.finite(name, value)
     if _checks.is_concrete(value):
-        host = np.asarray(value)
+        host = _meshes.to_host(value)
         error = np.abs(host.sum(axis=1) - 1).max()
         if host.min() < 0 or error > _MAX_ROW_SUM_ERROR:
             raise ValueError(f"{name}: expected non-negative rows of sum 1, got others")
@@ -96,7 +96,7 @@ def params(params: Any, kind: type[Any], **shapes: tuple[int, ...]) -> None:
         )
     _checks.finite("params", params)
     if _checks.is_concrete(params):
-        total = float(np.exp(np.asarray(params.log_weights, np.float64)).sum())
+        total = float(np.exp(_meshes.to_host(params.log_weights, np.float64)).sum())
         if abs(total - 1) > _MAX_ROW_SUM_ERROR:
             raise ValueError(f"params.log_weights: expected weights of sum 1, got {total:.6g}")
 
@@ -112,7 +112,7 @@ def non_negative(name: str, value: float) -> None:
 def _check_weights(weights: Any, num_rows: int, name: str, num_components: int) -> None:
     weights = _border.array("weights", weights)
     _checks.shape("weights", weights, (num_rows,), f"{num_rows} rows of x")
-    host = np.asarray(weights).astype(np.float64)
+    host = _meshes.to_host(weights, np.float64)
     wrong = np.flatnonzero(~(host >= 0) | ~np.isfinite(host))
     if len(wrong):
         row = wrong[0]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks
+from poejax import _checks, _meshes
 from poejax.mixtures import _checks as checks
 from poejax.mixtures import _frame as frames
 from poejax.mixtures._em import matmul, restart_keys
@@ -111,6 +111,7 @@ def plus_plus(
         jnp.zeros(num_clusters, jnp.int32).at[0].set(first),
         lower(jnp.full(x.shape[0], jnp.inf, x.dtype), first),
     )
+    start = _meshes.settled(lambda carry: body(jnp.ones((), jnp.int32), carry), start)
     rows, _ = jax.lax.fori_loop(1, num_clusters, body, start)
     return Clusters(x[rows], _assign(x, x[rows], exact))
 
@@ -137,7 +138,7 @@ def lloyd(
         new = _assign(x, centroids, exact)
         return step + 1, (new != assignments).any(), Clusters(centroids, new)
 
-    carry = (jnp.zeros((), jnp.int32), jnp.ones((), bool), start)
+    carry = _meshes.settled(body, (jnp.zeros((), jnp.int32), jnp.ones((), bool), start))
     _, _, clusters = jax.lax.while_loop(lambda c: c[1] & (c[0] < max_steps), body, carry)
     return clusters
 
@@ -205,7 +206,8 @@ def _redo(values: Array, doubtful: Array, again: Callable[[Array], Array]) -> Ar
         values = values.at[rows].set(again(rows), mode="drop")
         return values, left.at[rows].set(False, mode="drop")
 
-    return jax.lax.while_loop(lambda carry: carry[1].any(), body, (values, doubtful))[0]
+    start = _meshes.settled(body, (values, doubtful))
+    return jax.lax.while_loop(lambda carry: carry[1].any(), body, start)[0]
 
 
 def _back(x: Any, frame: Frame, centroids: Array) -> Array:

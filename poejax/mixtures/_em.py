@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
-from poejax import _border, _checks
+from poejax import _border, _checks, _meshes
 from poejax.mixtures import _checks as checks
 from poejax.types import Array
 
@@ -194,10 +194,11 @@ def climb(
     yes, zero = jnp.ones((), bool), jnp.zeros((), jnp.int32)
     # Compiled, `taken` and `goes_on` may each see a gain of their own, rounded otherwise: at the
     # optimum a step could be refused and the climb go on for ever. What was carried decides.
+    start = (zero, yes, ~yes, params, params, unknown, unknown, zero)
     entry, goes_on, broke_down, best, _, log_likelihoods, objectives, tried = jax.lax.while_loop(
         lambda carry: carry[1] & (carry[0] == carry[-1]) & (carry[0] <= max_steps),
         body,
-        (zero, yes, ~yes, params, params, unknown, unknown, zero),
+        _meshes.settled(body, start),
     )
     goes_on = goes_on & (entry == tried)
     num_steps = jnp.maximum(entry - 1, 0)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks
+from poejax import _checks, _meshes
 from poejax.mixtures import _checks as checks
 from poejax.mixtures import _em as em
 from poejax.mixtures import _frame as frames
@@ -327,7 +327,7 @@ def _check_params(
         covariances=(num_components,) + (num_features,) * (_NUM_AXES[covariance] - 1),
     )
     if _checks.is_concrete(params):
-        covariances = np.asarray(params.covariances, np.float64)
+        covariances = _meshes.to_host(params.covariances, np.float64)
         smallest = np.linalg.eigvalsh(covariances) if covariance == "full" else covariances
         if smallest.min() <= 0:
             raise ValueError(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _border, _checks, _random
+from poejax import _border, _checks, _meshes, _random
 from poejax._numerics import HALF_LOG_2PI, as_float, at_least_float32, widen
 from poejax.tails import Reach, as_float64, everywhere
 from poejax.types import Array, Event, Field, Params, PyTree
@@ -96,7 +96,7 @@ class QuadraticUnit(RealUnit):
             )
         _checks.finite(name, coordinates)
         if _checks.is_concrete(scale):
-            host = np.asarray(scale)
+            host = _meshes.to_host(scale)
             diagonal = host if host.ndim == 1 else np.diagonal(host)
             if not (diagonal > 0).all() or (host.ndim == 2 and np.triu(host, 1).any()):
                 raise ValueError(
@@ -116,7 +116,8 @@ class QuadraticUnit(RealUnit):
     def standardize_rows(self, coordinates: PyTree, x: Event) -> Event:
         if not coordinates:
             return x
-        if not _checks.is_concrete(x, coordinates):
+        # What is spread over processes stays so.
+        if not _checks.is_concrete(x, coordinates) or _meshes.is_spread(x, coordinates):
             return jax.vmap(lambda event: self.standardize(coordinates, event))(x)
         origin, scale = (np.asarray(coordinates[name], np.float64) for name in ("origin", "scale"))
         centred = np.asarray(x, np.float64) - origin
@@ -296,11 +297,11 @@ def moments(x: Any, full: bool = False, weights: Array | None = None) -> tuple[A
     In float64 on the host wherever the values can be looked at.
     """
     on_host = _checks.is_concrete(x, weights)
-    x = np.asarray(x, np.float64) if on_host else at_least_float32(as_float(x))
+    x = _meshes.to_host(x, np.float64) if on_host else at_least_float32(as_float(x))
     if weights is None:
         share = np.full(len(x), 1 / len(x)) if on_host else jnp.full(len(x), 1 / len(x), x.dtype)
     else:
-        share = np.asarray(weights, np.float64) if on_host else jnp.asarray(weights, x.dtype)
+        share = _meshes.to_host(weights, np.float64) if on_host else jnp.asarray(weights, x.dtype)
         share = share / share.sum()
     # About a row, so that a mean far from zero keeps its digits.
     origin = x[0]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks, _random
+from poejax import _checks, _meshes, _random
 from poejax._numerics import HALF_LOG_2PI, widen
 from poejax.tails import as_float64
 from poejax.types import Array, Event, Field, Params, PyTree
@@ -191,7 +191,10 @@ def require_full(visible: Any) -> Gaussian:
 
 def require_full_rank(name: str, x: Event) -> None:
     """Raise ValueError if columns of a batch [N, D] that can be looked at depend on each other."""
-    if not _checks.is_concrete(x) or not np.isfinite(np.asarray(x, np.float64)).all():
+    if not _checks.is_concrete(x):
+        return
+    x = _meshes.to_host(x, np.float64)
+    if not np.isfinite(x).all():
         return  # NaN marks what is missing
     _, covariance = moments(x, full=True)
     deviation = np.sqrt(np.diagonal(covariance))
