@@ -197,7 +197,7 @@ def test_denoising_small_posterior_mean_beats_the_mean_field_everywhere(tmp_path
         best = max(denoising.METHODS, key=lambda method: scores[method]["psnr"])
         assert best == "posterior mean", name
     noisy = results["scores"]["10 % flips"]["input"]
-    pixels = 300 * 64 * 2
+    pixels = 250 * 64 * 2
     assert abs(noisy["bit_error_rate"] - 0.1) < 4 * np.sqrt(0.09 / pixels)
     # Of bits, squared error and error rate are the same.
     for rate, psnr in zip(noisy["bit_error_rate_per_seed"], noisy["psnr_per_seed"], strict=True):

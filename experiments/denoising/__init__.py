@@ -81,7 +81,7 @@ PRESETS = {
         dataset="digits",
         rbm=rbm_recipe.Recipe(num_hidden=32, num_steps=1_000),
         block=3,
-        num_images=300,
+        num_images=250,
         num_sweeps=60,
         burn_in=20,
         num_seeds=2,
