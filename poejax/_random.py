@@ -1,17 +1,18 @@
 """Random words for the sites of an event, and keys for chains, as few operations that XLA fuses.
 
 Half of a Gibbs sweep's time beside its two matrix products used to be random bits: JAX draws them
-by Threefry-2x32-20, on a CPU as a rolled loop over arrays. Here a site's word is twelve operations
-on its number, which XLA fuses with the comparison that follows:
+by Threefry-2x32-20, on a CPU as a rolled loop over arrays. Here a site's word is 14 operations on
+its number, which XLA fuses with the comparison that follows:
 
     w_i = mix(i·γ ⊕ k₀, k₁),  γ = 2³²/φ,
 
 with (k₀, k₁) a child of the event's key by Threefry, so that any two keys, neighbours included,
-give unrelated words. `mix` is a bijection of 32-bit words (two multiplications and three shifts
-more, k₁ added after the first). The period within a key is 2³² sites; there are 2⁶⁴ keys.
+give unrelated words. `mix` is a bijection of 32-bit words: three multiplications and four shifts,
+k₁ added after the first. The period within a key is 2³² sites; there are 2⁶⁴ keys.
 
-Tests (`python -m experiments.generator`): dieharder, chi-square, serial and cross correlation, over
-sites, chains, steps and single bit planes, and a weak generator that fails them.
+Read across sites, across chains, across steps, and as single bit planes, its words pass dieharder,
+and a generator that is weak on purpose fails (`python -m experiments.generator`, figures in
+experiments/README.md). tests/test_random.py has tests of chi-square, serial and cross correlation.
 
 Sources: counter and finaliser as in SplitMix (Steele, Lea & Flood 2014, Fast splittable
 pseudorandom number generators); constants and shifts of `mix` from Wellons (2018), Prospecting for
@@ -35,10 +36,7 @@ _GAMMA = 0x9E3779B9
 
 
 def fold_in(rng_key: Array, data: Array | int) -> Array:
-    """Return `jax.random.fold_in(rng_key, data)`, the same bits, in a fortieth of the time.
-
-    JAX's lowering of Threefry on a CPU is a loop of five turns over arrays of a word each.
-    """
+    """Return `jax.random.fold_in(rng_key, data)`, the same bits, without a loop."""
     if str(jax.random.key_impl(rng_key)) != "threefry2x32":
         return jax.random.fold_in(rng_key, data)
     k0, k1 = jnp.moveaxis(jax.random.key_data(rng_key), -1, 0)
