@@ -36,14 +36,14 @@ class Rows:
       not, a dataset of h5py, a list or another sequence of rows, which may be trees of arrays; or a
       tree (dict, tuple, NamedTuple) of those, e.g. `Weighted(rows, weights)` or
       `{"image": ..., "label": ...}`. Its rows must not change while it is in use.
-    chunk_bytes: how much is read ahead; two such chunks are in memory, and one on the device, but
-      no less than a batch each.
+    chunk_bytes: how much is read ahead, a batch at least. Two such chunks are in memory, one on the
+      device, whatever the number of rows.
 
     Weights that come inside of rows take a pass over all rows before the first step.
     """
 
     source: PyTree
-    chunk_bytes: int = 2**26
+    chunk_bytes: int = 2**24
 
     def __post_init__(self) -> None:
         """Refuse what has no rows."""

@@ -308,3 +308,16 @@ def test_a_step_that_is_not_finite_names_the_last_state_in_hand():
         messages.append(str(error.value))
         assert "at step 8; the state passed in (step 0)" in messages[-1]
     assert messages[0] == messages[1]
+
+
+def test_a_run_in_double_precision_is_that_in_memory():
+    with jax.enable_x64(True):
+        model = pj.models.gaussian_rbm(3, 2)
+        x = 1e9 + np.random.default_rng(2).normal(size=(60, 3))  # which float32 does not hold
+        params = model.init_from(KEY, x)
+        run = training.Run(estimators.cd(model), optax.sgd(1e-3), 7)
+        starts = [run.init(KEY, data, params) for data in (x, Rows(x))]
+        ends = [run.steps(starts[0], data, 20) for data in (x, Rows(x, 1))]
+    assert bitwise(*starts)
+    assert bitwise(*ends)
+    assert ends[0][0].params["hidden"]["w"].dtype == np.float64
