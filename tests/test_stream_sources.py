@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from stream_cases import BITS, END, KEY, MODEL, RUN, START, STEPS, WEIGHTS, bitwise, h5, saved
@@ -118,3 +120,9 @@ def test_what_needs_rows_in_memory_says_so():
         ):
             call()
     pj.evidence.base_rate(MODEL, rows.sample(KEY, 100))
+
+
+def test_grain_is_asked_for_by_name_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(ImportError, match=r"from_grain needs grain: pip install poejax\[data\]"):
+        streams.from_grain(BITS)
