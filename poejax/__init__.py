@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         recipes,
         sklearn,
         stacks,
+        streams,
         testing,
         training,
     )
@@ -50,6 +51,7 @@ _LAZY = (
     "recipes",
     "sklearn",
     "stacks",
+    "streams",
     "testing",
     "training",
 )
@@ -77,6 +79,7 @@ __all__ = [
     "recipes",
     "sklearn",
     "stacks",
+    "streams",
     "tails",
     "testing",
     "training",

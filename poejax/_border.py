@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _foreign, _meshes
+from poejax import _foreign, _meshes, _parts
 
 Holds = Callable[[Any], Any]
 """A condition on an array, NumPy's or JAX's, elementwise or by rows; a function of a module."""
@@ -121,7 +121,7 @@ def survives(name: str, x: Any, real: bool = False) -> None:
             f"{name}: expected magnitudes of at most {limit:.1e}, {what}, got "
             f"{entry(x, place)}{where(place, x.ndim)}; rescale the column{or_x64}"
         )
-    if real and computed.itemsize == 4 and _may_round(x):
+    if real and computed.itemsize == 4 and not _parts.is_few() and _may_round(x):
         _require_digits(name, _host(x))
 
 
@@ -195,8 +195,14 @@ def is_finite(x: Any) -> Any:
 def where(place: tuple[int, ...], ndim: int = 2) -> str:
     """Say where in a batch of events of that rank an entry stands: " in row 3, column 1"."""
     words = ("row", "column") if ndim <= 2 else ("row", "site", "class")
+    place = in_source(place)
     found = [f"{word} {index}" for word, index in zip(words, place, strict=False)]
     return f" in {', '.join(found)}" if found else ""
+
+
+def in_source(place: tuple[int, ...]) -> tuple[int, ...]:
+    """Return an index into a batch with the number that its row has where it was read from."""
+    return (_parts.number(place[0]), *place[1:]) if place else place
 
 
 def events(name: str, unit: Any, x: Any) -> Any:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _border, _foreign, _meshes
+from poejax import _border, _foreign, _meshes, _parts
 from poejax.types import Weighted
 
 
@@ -102,8 +102,9 @@ def split_weights(name: str, data: Any) -> tuple[Any, Any]:
     if is_concrete(data.weights):
         host = _meshes.to_host(data.weights)
         bad = ~np.isfinite(host) | (host < 0)
-        if bad.any() or not host.any():
-            found = f"{host[bad.argmax()]} in row {bad.argmax()}" if bad.any() else "zeros"
+        if bad.any() or not (host.any() or _parts.is_few()):
+            row = int(bad.argmax())
+            found = f"{host[row]} in row {_parts.number(row)}" if bad.any() else "zeros"
             raise ValueError(
                 f"{name}.weights: expected finite numbers >= 0, not all zero, got {found}"
             )
@@ -120,7 +121,7 @@ def finite(name: str, tree: Any) -> None:
             continue
         leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
         if (place := _border.first_failure(leaf, _border.is_finite)) is not None:
-            where = f" at {list(place)}" if place else ""
+            where = f" at {list(_border.in_source(place))}" if place else ""
             raise ValueError(
                 f"{name}{leaf_name(path)}: expected finite values, got "
                 f"{_border.entry(leaf, place)}{where}"

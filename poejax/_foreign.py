@@ -105,8 +105,18 @@ def _from_scipy(name: str, x: Any) -> np.ndarray:
     return x.toarray()
 
 
+def _from_here(name: str, x: Any) -> np.ndarray:
+    if hasattr(x, "chunk_bytes"):
+        raise TypeError(
+            f"{name}: expected an array in memory, got streams.Rows of {len(x):,} rows, which only "
+            f"training reads as it goes; pass some of them, {name}.sample(rng_key, 8192)"
+        )
+    raise TypeError(f"{name}: expected an array, got {kind(x)}")
+
+
 _READERS = {
     "pandas": _from_pandas,
+    "poejax": _from_here,
     "polars": _from_polars,
     "torch": _from_torch,
     "scipy": _from_scipy,

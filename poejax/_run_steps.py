@@ -43,6 +43,17 @@ class Metrics(NamedTuple):
     grad_norm: Array
 
 
+class Served(NamedTuple):
+    """The rows of the next steps, read from elsewhere in the order that `row_numbers` gives.
+
+    batches: rows [num_steps, batch_size, ...].
+    mean_weight: of all rows of the source, [], None if they have no weights.
+    """
+
+    batches: PyTree
+    mean_weight: Array | None = None
+
+
 class Program(Protocol):
     """What is compiled: the part of a run that is no data. Hashable by value."""
 
@@ -78,16 +89,17 @@ def scan(
     batch_size = program.batch_size
     _meshes.require_auto("state", state)
     _optimizers.check_state(tx, split(state.params)[0], state.opt_state)
-    mean_weight = jnp.mean(data.weights) if isinstance(data, Weighted) else None
-    num_rows = jax.tree.leaves(data)[0].shape[0]
-    steps_per_epoch = num_rows // batch_size
     order_key, step_key = jax.random.split(state.rng_key)
+    if isinstance(data, Served):
+        batches, mean_weight = data
+    else:
+        batches, mean_weight = None, mean(data.weights) if isinstance(data, Weighted) else None
 
-    def body(state: TrainState, _: None) -> Any:
-        epoch_key = _random.fold_in(order_key, state.step // steps_per_epoch)
-        first = state.step % steps_per_epoch * batch_size
-        rows = _random.permuted(epoch_key, first + jnp.arange(batch_size), num_rows)
-        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
+    def body(state: TrainState, batch: PyTree) -> Any:
+        if batch is None:
+            num_rows = jax.tree.leaves(data)[0].shape[0]
+            rows = _rows_of_step(order_key, state.step, batch_size, num_rows)
+            batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
         own_key = _random.fold_in(step_key, state.step)
         preprocess_key, grad_key = (_random.fold_in(own_key, i) for i in range(2))
         batch = _run_checks.preprocessed(preprocess, preprocess_key, batch)
@@ -102,9 +114,56 @@ def scan(
             finite = jnp.isfinite(metrics.grad_norm)
         return state, (metrics, finite)
 
-    start = _meshes.settled(lambda c: body(c, None)[0], state)
-    state, (metrics, finite) = jax.lax.scan(body, start, length=num_steps)
+    first = jax.tree.map(lambda leaf: leaf[0], batches)
+    start = _meshes.settled(lambda c: body(c, first)[0], state)
+    state, (metrics, finite) = jax.lax.scan(body, start, batches, length=num_steps)
     return state, metrics, finite if watch else finite.all() & _are_finite(state.params).all()
+
+
+def take(
+    program: Program,
+    state: TrainState,
+    data: PyTree,
+    num_steps: int,
+    average_weight: Any,
+    good: TrainState | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Return state and metrics after a number of steps; raise unless all that came is finite.
+
+    `good` is the last state that the caller has in hand, `state` when None.
+    """
+    run = functools.partial(scan, program, state, data, num_steps, average_weight)
+    new_state, metrics, finite = run()
+    if _checks.is_concrete(finite):
+        good = state if good is None else good
+        if not finite:  # once more, to see what was the first
+            require_finite(state, run(watch=True)[2], good)
+        require_bounded(good, new_state)
+    return new_state, metrics
+
+
+def _rows_of_step(order_key: Array, step: Array, batch_size: int, num_rows: int) -> Array:
+    steps_per_epoch = num_rows // batch_size
+    epoch_key = _random.fold_in(order_key, step // steps_per_epoch)
+    first = step % steps_per_epoch * batch_size
+    return _random.permuted(epoch_key, first + jnp.arange(batch_size), num_rows)
+
+
+@functools.partial(jax.jit, static_argnames=("num_steps", "batch_size", "num_rows"))
+def row_numbers(
+    rng_key: Array, first: Array | int, num_steps: int, batch_size: int, num_rows: int
+) -> Array:
+    """Return which rows `scan` takes from step `first` on, [num_steps, batch_size]."""
+    order_key, _ = jax.random.split(rng_key)
+    # Not by vmap, under which some generators fold other bits into a key.
+    steps = first + jnp.arange(num_steps, dtype=jnp.int32)
+    return jax.lax.map(lambda i: _rows_of_step(order_key, i, batch_size, num_rows), steps)
+
+
+@jax.jit
+def mean(weights: Array) -> Array:
+    """Return the mean of the weights of all rows, []."""
+    return jnp.mean(weights)
 
 
 def update(
@@ -191,7 +250,7 @@ def require_bounded(old: TrainState, new: TrainState) -> None:
                 )
 
 
-def require_finite(state: TrainState, seen: Array) -> None:
+def require_finite(state: TrainState, seen: Array, good: TrainState) -> None:
     """Raise for the first leaf that was not finite, of those that `scan` watched from `state`."""
     finite = _meshes.to_host(seen)
     if finite.all():
@@ -208,6 +267,6 @@ def require_finite(state: TrainState, seen: Array) -> None:
     name = f"{kind.key} params{_checks.leaf_name(rest)}"
     raise FloatingPointError(
         f"{name} is not finite at step {number}; the state passed in "
-        f"(step {int(state.step)}) is the last good one. Try a smaller learning rate or gradient "
+        f"(step {int(good.step)}) is the last good one. Try a smaller learning rate or gradient "
         "clipping."
     )

@@ -1,4 +1,4 @@
-"""The training loop: n steps as one scan, over data that stays on the device."""
+"""The training loop: n steps as one scan, over data on the device or chunks of a stream."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from poejax import _border, _by_value, _checks, _optimizers, _run_checks, _run_steps, propriety
+from poejax import _run_streams as _streams
 from poejax._numerics import widen
 from poejax._product import Product
 from poejax._run_steps import Metrics as Metrics
@@ -112,7 +113,8 @@ class Run:
           rng_key: one typed key; the run is a function of it.
           data: events, or rows that `preprocess` turns into events, once, for the estimator's
             start; arrays of JAX or NumPy, or whatever has numbers to be read, as tables and tensors
-            have.
+            have; or `streams.Rows`, of which a random sample is looked at: 8,192 rows, fewer if
+            they take more than 64 MiB, or all rows if there are no more.
           params: initial parameters; drawn by `model.init` when None.
 
         Returns:
@@ -125,6 +127,9 @@ class Run:
           TypeError: if an argument is of another kind, or the optimizer needs what the estimator
             does not have.
         """
+        return _streams.on_sample(rng_key, data, lambda data: self._init(rng_key, data, params))
+
+    def _init(self, rng_key: Array, data: PyTree, params: Params | None) -> TrainState:
         _checks.rng_key("rng_key", rng_key)
         data = _border.tree("data", data)
         _checks.leading_axis("data", data)
@@ -185,7 +190,8 @@ class Run:
 
         Args:
           state: the run so far; it is not consumed.
-          data: rows as given to `init`; e.g. uint8 intensities, with `preprocess`.
+          data: rows as given to `init`; e.g. uint8 intensities, with `preprocess`. `streams.Rows`
+            are read and looked at a chunk ahead of the steps.
           num_steps: number of updates.
           callback: called after every chunk with its state and metrics.
           every: updates of a chunk, all of them when None. A last one that is shorter is a second
@@ -208,11 +214,12 @@ class Run:
             raise ValueError("state: expected one with an average, of a run with average=True")
         size = num_steps if every is None else _checks.positive_int("every", every)
         seen = []
-        for taken in range(0, num_steps, size):
-            state, metrics = self._chunk(state, data, min(size, num_steps - taken))
-            seen.append(metrics)
-            if callback is not None:
-                callback(state, metrics)
+        with _streams.Reader(self, data, num_steps, size) as data:
+            for taken in range(0, num_steps, size):
+                state, metrics = self._chunk(state, data, min(size, num_steps - taken))
+                seen.append(metrics)
+                if callback is not None:
+                    callback(state, metrics)
         if len(seen) == 1:
             return state, seen[0]
         return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen)
@@ -222,6 +229,9 @@ class Run:
             raise TypeError(
                 f"state: expected a TrainState of training.init, got {_checks.describe(state)}"
             )
+        average_weight = 1 - self.average_decay
+        if isinstance(data, _streams.Reader):
+            return data.take(self._program, state, num_steps, average_weight)
         data = _border.tree("data", data)
         num_rows = _checks.leading_axis("data", data)
         if self.batch_size > num_rows:
@@ -241,15 +251,7 @@ class Run:
                 data,
                 lambda: _run_checks.preprocessed(preprocess, state.rng_key, data),
             )
-        scan = functools.partial(
-            _run_steps.scan, self._program, state, data, num_steps, 1 - self.average_decay
-        )
-        new_state, metrics, finite = scan()
-        if _checks.is_concrete(finite):
-            if not finite:  # once more, to see what was the first
-                _run_steps.require_finite(state, scan(watch=True)[2])
-            _run_steps.require_bounded(state, new_state)
-        return new_state, metrics
+        return _run_steps.take(self._program, state, data, num_steps, average_weight)
 
 
 @overload

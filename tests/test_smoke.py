@@ -41,7 +41,7 @@ import poejax
 seconds = time.perf_counter() - start
 import sys
 heavy = {"flax", "orbax", "matplotlib", "sklearn", "mlxtend", "pooch", "scipy.stats", "tqdm"}
-heavy |= {"blackjax"}
+heavy |= {"blackjax", "grain", "h5py"}
 print(seconds, sorted(heavy & sys.modules.keys()))
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 assert seconds < 0.5, seconds

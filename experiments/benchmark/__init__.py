@@ -4,10 +4,11 @@
     python -m experiments.benchmark --suite gibbs
 
 A driver's limit is what it must do and nothing else: its matrix products (or QR decompositions),
-timed alone in the same rounds. Rounds are interleaved, medians are reported with the range of the
-middle half; first calls (compilation and all else that is done once) are timed apart. Peers are
-those that are installed, in float32: scikit-learn, a plain loop in torch and in JAX, rbms; thrml
-and hamon at the smallest size alone, as they hold a Python object for every edge.
+timed alone in the same rounds; of rows read out of a file it is the same run on rows in memory.
+Rounds are interleaved, medians are reported with the range of the middle half; first calls
+(compilation and all else that is done once) are timed apart. Peers are those that are installed, in
+float32: scikit-learn, a plain loop in torch and in JAX, rbms; thrml and hamon at the smallest size
+alone, as they hold a Python object for every edge.
 
 Writes results.json, fractions.png and, of the suite `scale`, scale.png with log-log slopes of cost
 against chains, visible and hidden units.
@@ -41,6 +42,7 @@ class Config(runs.Options):
     num_visible: int = 784  # Visible units of the middle size.
     num_hidden: int = 500  # Hidden units of the middle size.
     num_chains: tuple[int, ...] = (100, 1_000, 10_000)  # Chains at the middle size.
+    num_rows: int = 20_000  # Rows of a file, beside those in memory.
     other_sizes: bool = True  # Whether to time 64x64, 784x4096 and 4096x4096 too.
     num_rounds: int = 7  # Interleaved timings of each contestant.
     pause: float = 0.3  # Seconds of rest before each.
@@ -55,6 +57,7 @@ PRESETS = {
         num_visible=20,
         num_hidden=8,
         num_chains=(100,),
+        num_rows=500,
         other_sizes=False,
         num_rounds=1,
         pause=0.01,
@@ -75,7 +78,10 @@ def cases(config: Config) -> dict[str, list[Case]]:
     }
     makers: dict[str, Any] = {
         "gibbs": lambda: [suites.gibbs(s, True) for s in [Sizes(d, h, c) for c in chains] + others],
-        "train": lambda: [suites.train(Sizes(d, h, c), True) for c in (first, 5 * first)],
+        "train": lambda: [
+            *(suites.train(Sizes(d, h, c), True) for c in (first, 5 * first)),
+            suites.stream(Sizes(d, h, first), config.num_rows),
+        ],
         "ais": lambda: [suites.ais(Sizes(d, h, c)) for c in (first, 5 * first)],
         "exact": lambda: [suites.exact(d, n) for n in (8, 12)],
         "continuous": lambda: [*suites.continuous(min(d, 64), first)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import optax
 import poejax as pj
 from experiments.benchmark import limits, peers
 from experiments.benchmark.timing import Contestant
-from poejax import training
+from poejax import streams, training
 
 BATCH = 100
 _WORK = 2.5e10  # floating-point operations of one timing, some tenths of a second
@@ -103,6 +104,25 @@ def train(size: Sizes, with_peers: bool) -> Case:
         found = peers.updates(params, np.asarray(chains.x), np.asarray(data), num_steps)
         contestants |= found
     return Case("train", str(size), contestants, size.flips)
+
+
+def stream(size: Sizes, num_rows: int) -> Case:
+    """Return updates as `train` has them, on rows in memory and on those of a file."""
+    model, params, _, _ = _rbm(size)
+    bits = jax.random.bernoulli(jax.random.key(2), 0.2, (num_rows, size.visible))
+    data = bits.astype(jnp.float32)
+    with tempfile.TemporaryFile() as file:  # which is gone once nothing maps it
+        mapped = np.memmap(file, np.float32, "w+", shape=data.shape)
+    mapped[:] = data
+    run = training.Run(pj.estimators.pcd(model, size.chains), optax.sgd(peers.RATE), BATCH)
+    state = run.init(jax.random.key(3), data, params)
+    sources = {"poejax, rows in memory": data, "poejax, rows of a file": streams.Rows(mapped)}
+    num_steps = 2 * num_rows // BATCH
+    contestants = {
+        name: Contestant(functools.partial(run.steps, state, source, num_steps), num_steps)
+        for name, source in sources.items()
+    }
+    return Case("train", f"{size}, {num_rows:,} rows", contestants, size.flips)
 
 
 def ais(size: Sizes) -> Case:
