@@ -217,7 +217,7 @@ def test_reverse_from_exact_samples_brackets():
     params = draw(model, 0, (1.0, 1.0))
     base = evidence.student_t_base(model, params)
     exact = evidence.student_t_base(model, params, closeness=1.0)
-    x = jax.vmap(exact.sample)(jax.random.split(KEY, 500))
+    x = jax.vmap(exact.sample)(jax.random.split(KEY, 4000))
     found = evidence.reverse_ais(KEY, model, params, base, evidence.linear_betas(40), x)
     error = float(found.log_z) - closed_form(params["heavy"])
     assert abs(error) < 3.5 * float(found.std_err) < 0.2

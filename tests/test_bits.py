@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from poejax import datasets
+from poejax import _random, datasets
 
 
 def entropy(rows: np.ndarray) -> float:
@@ -95,11 +95,11 @@ def test_stochastic_probabilities_are_exact_where_sampling_cannot_see(monkeypatc
         bound = v_k * 2**32 // 255
         for word, expected in ((bound - 1, 1.0), (bound, 0.0)):
             fake = jnp.full(v.shape, word, jnp.uint32)
-            monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype, fake=fake: fake)
+            monkeypatch.setattr(_random, "words", lambda key, shape, fake=fake: fake)
             assert datasets.binarize(jax.random.key(0), v)[v_k] == expected
     for word in (0, 2**32 - 1):
         fake = jnp.full(v.shape, word, jnp.uint32)
-        monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype, fake=fake: fake)
+        monkeypatch.setattr(_random, "words", lambda key, shape, fake=fake: fake)
         bits = datasets.binarize(jax.random.key(0), v)
         assert bits[0] == 0
         assert bits[255] == 1

@@ -77,10 +77,10 @@ def _bits_key(images):
 def test_an_epoch_is_chosen_by_validation_errors():
     data, held_out = blobs(100), blobs(60, seed=1)
     graph, params = nnx.split(nn.Classifier((36, 12), 10, rngs=nnx.Rngs(0), activation=jax.nn.relu))
-    trainer = supervised.Trainer(graph, num_epochs=12, batch_size=20)
+    trainer = supervised.Trainer(graph, num_epochs=24, batch_size=20)
     fit, scores = trainer.start(jax.random.key(2), params, 0.05, data), []
     tried = []
-    for _ in range(12):
+    for _ in range(24):
         fit, loss = trainer.epoch(fit, data, held_out)
         logits = nnx.merge(graph, fit.state.params)(supervised.scaled(held_out.images))
         wrong = int(jnp.sum(logits.argmax(axis=1) != held_out.labels))
