@@ -1,14 +1,15 @@
 """Speed of every driver, as a fraction of its own limit and beside other libraries.
 
-    python -m experiments.benchmark                          # all suites, half an hour
+    python -m experiments.benchmark                          # all suites, ten minutes
     python -m experiments.benchmark --suite gibbs
 
 A driver's limit is what it must do and nothing else: its matrix products (or QR decompositions),
 timed alone in the same rounds; of rows read out of a file it is the same run on rows in memory.
-Rounds are interleaved, medians are reported with the range of the middle half; first calls
-(compilation and all else that is done once) are timed apart. Peers are those that are installed, in
-float32: scikit-learn, a plain loop in torch and in JAX, rbms; thrml and hamon at the smallest size
-alone, as they hold a Python object for every edge.
+Rounds are interleaved and ratios are medians of those of a round, as machines change their pace;
+times are medians, with the range of the middle half; first calls (compilation and all else that is
+done once) are timed apart. Peers are those that are installed, in float32: scikit-learn, a plain
+loop in torch and in JAX, rbms; thrml and hamon at the smallest size alone, as they hold a Python
+object for every edge.
 
 Writes results.json, fractions.png and, of the suite `scale`, scale.png with log-log slopes of cost
 against chains, visible and hidden units.
@@ -111,8 +112,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def _rows(suite: str, case: Case, timings: dict[str, Timing]) -> list[dict[str, Any]]:
-    limit = next(iter(timings.values())).median
-    ours = next(t.median for name, t in timings.items() if name.startswith(_OURS))
+    limit = next(iter(timings.values()))
+    ours = next(t for name, t in timings.items() if name.startswith(_OURS))
     return [
         {
             "suite": suite,
@@ -120,8 +121,8 @@ def _rows(suite: str, case: Case, timings: dict[str, Timing]) -> list[dict[str, 
             "name": name,
             "ms": 1e3 * found.median,
             "ms_range": [1e3 * float(q) for q in np.quantile(found.seconds, [0.25, 0.75])],
-            "of_limit": limit / found.median,
-            "times_ours": found.median / ours,
+            "of_limit": found.ratio(limit),
+            "times_ours": 1 / found.ratio(ours),
             "flips_per_ns": 1e-9 * case.flips_per_step / found.median,
             "first_call_s": found.compile_seconds,
             "first_call_mib": found.peak_mib,
@@ -193,7 +194,9 @@ def summary(results: dict[str, Any]) -> tables.Table:
             others = {
                 o["name"]: o for o in shown if (o["suite"], o["size"]) == (r["suite"], r["size"])
             }
-            times = [others[p]["ms"] / r["ms"] if p in others else None for p in peers]
+            times = [
+                others[p]["times_ours"] / r["times_ours"] if p in others else None for p in peers
+            ]
             cells[f"{kind}, {r['size']}"] = [
                 *(f"{r['ms']:.3g}", f"{r['of_limit']:.2f}"),
                 *("" if t is None else f"{t:.1f}" for t in times),

@@ -30,6 +30,10 @@ class Timing(NamedTuple):
         """The median over rounds."""
         return float(np.median(self.seconds))
 
+    def ratio(self, other: Timing) -> float:
+        """Return how many times as long another takes, the median over rounds."""
+        return float(np.median(np.divide(other.seconds, self.seconds)))
+
 
 def timed(
     contestants: Mapping[str, Contestant],
