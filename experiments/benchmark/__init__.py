@@ -72,11 +72,6 @@ def cases(config: Config) -> dict[str, list[Case]]:
     others = [Sizes(64, 64, 100), Sizes(784, 4096, 100), Sizes(4096, 4096, 100)]
     others = others if config.other_sizes else []
     first = chains[0]
-    grown = {
-        "chains": [Sizes(d, h, 5 * first * 2**k) for k in range(4)],
-        "visible units": [Sizes(d * 2**k, h, 5 * first) for k in range(4)],
-        "hidden units": [Sizes(d, h * 2**k, 5 * first) for k in range(4)],
-    }
     makers: dict[str, Any] = {
         "gibbs": lambda: [suites.gibbs(s, True) for s in [Sizes(d, h, c) for c in chains] + others],
         "train": lambda: [
@@ -86,10 +81,20 @@ def cases(config: Config) -> dict[str, list[Case]]:
         "ais": lambda: [suites.ais(Sizes(d, h, c)) for c in (first, 5 * first)],
         "exact": lambda: [suites.exact(d, n) for n in (8, 12)],
         "continuous": lambda: [*suites.continuous(min(d, 64), first)],
-        "scale": lambda: [case for row in suites.scale(grown).values() for case in row],
+        "scale": lambda: [suites.scale([s for row in grown(config).values() for s in row])],
     }
     wanted = makers if config.suite == "all" else [config.suite]
     return {name: makers[name]() for name in wanted}
+
+
+def grown(config: Config) -> dict[str, list[Sizes]]:
+    """Return growing sizes, by what grows."""
+    d, h, chains = config.num_visible, config.num_hidden, 5 * config.num_chains[0]
+    return {
+        "chains": [Sizes(d, h, chains * 2**k) for k in range(4)],
+        "visible units": [Sizes(d * 2**k, h, chains) for k in range(4)],
+        "hidden units": [Sizes(d, h * 2**k, chains) for k in range(4)],
+    }
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
@@ -105,8 +110,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 rows += _rows(suite, case, timings)
     results: dict[str, Any] = {"rows": rows}
     if "scale" in found:
-        results["slopes"] = slopes(rows)
-        plotting.save(scale_figure(rows, results["slopes"]), workdir / "figures" / "scale.png")
+        results["slopes"] = slopes(config, rows)
+        plotting.save(scale_figure(results["slopes"]), workdir / "figures" / "scale.png")
     plotting.save(fractions_figure(rows), workdir / "figures" / "fractions.png")
     return runs.write_results(workdir, config, results, begin, table)
 
@@ -131,28 +136,22 @@ def _rows(suite: str, case: Case, timings: dict[str, Timing]) -> list[dict[str, 
     ]
 
 
-def slopes(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return cost against size, and the log-log slope of its upper half, for each that grows."""
-    ours = [r for r in rows if r["suite"] == "scale" and r["name"] == _OURS]
-    names, found = ("chains", "visible units", "hidden units"), {}
-    per = len(ours) // len(names)
-    for k, name in enumerate(names):
-        row = ours[k * per : (k + 1) * per]
-        sizes = [_numbers(r["size"])[(2, 0, 1)[k]] for r in row]
-        ms = [r["ms"] for r in row]
-        slope = np.polyfit(np.log(sizes), np.log(ms), 1)[0]
-        found[name] = {"sizes": sizes, "ms": ms, "slope": float(slope)}
+def slopes(config: Config, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return cost against size, in units of the first, and its log-log slope, by what grows."""
+    cost = {r["name"]: 1 / r["of_limit"] for r in rows if r["suite"] == "scale"}
+    found = {}
+    for k, (name, sizes) in enumerate(grown(config).items()):
+        own = [(size.chains, size.visible, size.hidden)[k] for size in sizes]
+        costs = [cost[str(size)] for size in sizes]
+        slope = np.polyfit(np.log(own), np.log(costs), 1)[0]
+        found[name] = {"sizes": own, "costs": costs, "slope": float(slope)}
     return found
-
-
-def _numbers(size: str) -> list[int]:
-    units, chains = size.split(", ")
-    return [*map(int, units.split("x")), int(chains.split(" ")[0].replace(",", ""))]
 
 
 def fractions_figure(rows: list[dict[str, Any]]) -> Figure:
     """Draw every driver's and peer's speed as a fraction of the limit of its case."""
-    shown = [r for r in rows if r["suite"] != "scale" and r["of_limit"] != 1]
+    others = ("products alone", "bits alone")
+    shown = [r for r in rows if r["suite"] != "scale" and r["name"] not in others]
     figure = Figure((8, 0.19 * len(shown) + 1), dpi=130, layout="tight")
     axes = figure.add_subplot(xlabel="speed, fraction of the limit", xlim=(0, 1.05))
     colours = ["C0" if r["name"].startswith(_OURS) else "0.65" for r in shown]
@@ -166,20 +165,19 @@ def fractions_figure(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def scale_figure(rows: list[dict[str, Any]], found: dict[str, dict[str, Any]]) -> Figure:
+def scale_figure(found: dict[str, dict[str, Any]]) -> Figure:
     """Draw cost of a sweep against what grows, with its slope."""
-    del rows
     figure = Figure((9, 2.8), dpi=130, layout="tight")
     for k, (name, of) in enumerate(found.items()):
         axes = figure.add_subplot(1, len(found), k + 1, xlabel=name, xscale="log", yscale="log")
-        axes.plot(of["sizes"], of["ms"], "o-", label=f"slope {of['slope']:.2f}")
-        line = np.asarray(of["sizes"]) / of["sizes"][-1] * of["ms"][-1]
+        axes.plot(of["sizes"], of["costs"], "o-", label=f"slope {of['slope']:.2f}")
+        line = np.asarray(of["sizes"]) / of["sizes"][-1] * of["costs"][-1]
         axes.plot(of["sizes"], line, "--", color="0.6", lw=0.8, label="linear")
         axes.set_xticks(of["sizes"], [f"{v:,}" for v in of["sizes"]], fontsize=7)
         axes.minorticks_off()
         axes.legend(frameon=False, fontsize=8)
         figures.bare(axes)
-    figure.axes[0].set_ylabel("ms a sweep")
+    figure.axes[0].set_ylabel("cost of a sweep")
     return figure
 
 
@@ -218,14 +216,15 @@ def table(results: dict[str, Any]) -> list[tables.Table]:
         "MiB": "{first_call_mib:.0f}",
     }
     found = [summary(results)]
-    for suite in dict.fromkeys(r["suite"] for r in results["rows"]):
+    for suite in dict.fromkeys(r["suite"] for r in results["rows"] if r["suite"] != "scale"):
         own = [r for r in results["rows"] if r["suite"] == suite]
         for size in dict.fromkeys(r["size"] for r in own):
             caption = f"{suite}, {size}: a step, median of {results['config']['num_rounds']} rounds"
             found.append(tables.of_records(caption, columns, [r for r in own if r["size"] == size]))
     if "slopes" in results:
-        rows = {name: [of["slope"]] for name, of in results["slopes"].items()}
-        found.append(tables.table("log-log slope of a sweep's cost", ("", "slope"), rows, ".2f"))
+        rows = {n: [of["slope"], *of["costs"]] for n, of in results["slopes"].items()}
+        heads = ("", "log-log slope", "x1", "x2", "x4", "x8")
+        found.append(tables.table("cost of a sweep against what grows", heads, rows, ".2f"))
     return found
 
 
