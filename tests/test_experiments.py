@@ -19,7 +19,13 @@ import numpy as np
 import pytest
 
 import poejax as pj
-from experiments import bars_and_stripes, benchmark, heavy_tails, mnist_rbm, student_t_evidence
+from experiments import (
+    bars_and_stripes,
+    benchmark,
+    heavy_tails,
+    mnist_rbm,
+    student_t_evidence,
+)
 from experiments.lab import runs, tables
 
 ROOT = Path(__file__).parent.parent

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import shutil
 from collections.abc import Callable
 
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiments import generator
 from poejax import _random
 
 Mix = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -179,3 +182,34 @@ def test_all_permutations_are_as_likely():
     counts = np.unique(np.asarray(orders) @ 10 ** np.arange(5), return_counts=True)[1]
     assert len(counts) == 120
     assert stats.chisquare(counts).pvalue > 0.001
+
+
+def test_generator_streams_are_what_chains_draw():
+    config = generator.Config(num_chains=3, num_sites=5)
+    words = {}
+    for name, reading in generator.READINGS.items():
+        chunk = next(generator.stream(_random.mix, reading, config))
+        words[name] = np.frombuffer(chunk, np.uint32)
+    shape = (-1, 3, 5)
+    key = _random.fold_in(_random.fold_in(jax.random.key(0), 2), 1)
+    child = jax.random.key_data(_random.fold_in(key, 1))
+    event = _random.mix(jnp.arange(5, dtype=jnp.uint32), child[0], child[1])
+    np.testing.assert_array_equal(words["across sites"].reshape(shape)[2, 1], event)
+    np.testing.assert_array_equal(words["across chains"].reshape(-1, 5, 3)[2, :, 1], event)
+    np.testing.assert_array_equal(words["across steps"].reshape(3, 5, -1)[1, :, 2], event)
+    highest = np.unpackbits(words["highest bits"].view(np.uint8)).reshape(shape)
+    np.testing.assert_array_equal(highest[2, 1], event >> 31)
+
+
+def test_generator_needs_its_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="dieharder: expected the command, found none"):
+        generator.train_and_evaluate(generator.PRESETS["smoke"], tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("dieharder") is None, reason="dieharder is not installed")
+def test_generator_small(tmp_path):
+    config = dataclasses.replace(generator.PRESETS["smoke"], tests=(8, 15))
+    failed = generator.train_and_evaluate(config, tmp_path)["failed_tests"]
+    assert not any(failed["words of poejax"].values())
+    assert any(failed["weak on purpose"].values())
