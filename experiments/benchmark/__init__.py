@@ -1,6 +1,6 @@
 """Speed of every driver, as a fraction of its own limit and beside other libraries.
 
-    python -m experiments.benchmark                          # all suites, ten minutes
+    python -m experiments.benchmark                          # all suites, six minutes
     python -m experiments.benchmark --suite gibbs
 
 A driver's limit is what it must do and nothing else: its matrix products (or QR decompositions),
@@ -46,7 +46,7 @@ class Config(runs.Options):
     num_rows: int = 20_000  # Rows of a file, beside those in memory.
     other_sizes: bool = True  # Whether to time 64x64, 784x4096 and 4096x4096 too.
     num_rounds: int = 7  # Interleaved timings of each contestant.
-    pause: float = 0.3  # Seconds of rest before each.
+    pause: float = 0.2  # Seconds of rest before each.
 
     bounds: ClassVar = {"pause": 0.0}
 

@@ -18,7 +18,7 @@ from experiments.benchmark.timing import Contestant
 from poejax import streams, training
 
 BATCH = 100
-_WORK = 2.5e10  # floating-point operations of one timing, some tenths of a second
+_WORK = 1.5e10  # floating-point operations of one timing, some tenths of a second
 
 
 class Case(NamedTuple):
