@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -23,6 +24,15 @@ def test_python_blocks_run_and_reach_what_they_say(capsys):
     assert -2.9 < float(capsys.readouterr().out) < -2.5993
     assert names["chains"].x.shape == (100, 9)
     assert set(names["params"]) == {"bias", "hidden"}
+
+
+def test_its_speed_is_that_of_the_benchmark():
+    path = Path(__file__).parent.parent / "experiments" / "results" / "benchmark.json"
+    of = json.loads(path.read_text())["runs"][0]["tables"][0]
+    row = next(r for r in of["rows"] if r[0] == "Gibbs sweep, 784x500, 100 chains")
+    _, ms, fraction, scikit_learn, torch_loop, _ = row
+    assert f"takes {ms} ms: {fraction} of the speed" in TEXT
+    assert f"{scikit_learn} × scikit-learn, {torch_loop} × a torch loop" in TEXT
 
 
 def test_each_part_of_the_guide_is_short():
