@@ -11,6 +11,7 @@ import numpy as np
 from poejax import _checks, _meshes, propriety
 from poejax._product import Product, product, split_coordinates
 from poejax.evidence._base import Base
+from poejax.experts import Expert
 from poejax.types import Array, Event, Params
 
 RESOLUTION = 0.1
@@ -45,15 +46,15 @@ def path_params(path: Product, params: Params, base: Base, beta: Array) -> Param
     }
 
 
-def log_change(model: Product, old: Params, new: Params, x: Event) -> Array:
+def log_change(model: Expert, old: Params, new: Params, x: Event) -> Array:
     """Return Σ_k [log f_k(x | new) - log f_k(x | old)], [], for parameters without coordinates.
 
     Differences before sums, as factors are large and their increments small; and a sum for each
     expert, which XLA fuses, where it would write out the factors of all.
     """
     changes = []
-    for name, expert in model.items:
-        if isinstance(expert, Product):
+    for name, expert in model.parts:
+        if expert.parts:
             changes.append(log_change(expert, old[name], new[name], x))
         else:
             there, here = (expert.log_factors(own[name], x) for own in (new, old))
