@@ -251,7 +251,7 @@ class Product(Expert):
             self.visible.check_coordinates("params['coordinates']", params["coordinates"])
             params, _ = split_coordinates(params)
         _checks.floating_params("params", params)
-        _checks.same_structure("params", params, _shapes(self), optional=("beta", "present"))
+        _checks.same_structure("params", params, shapes(self), optional=("beta", "present"))
         _checks.finite("params", self._present_params(params))
 
     def _present_params(self, params: Params) -> Params:
@@ -265,7 +265,7 @@ class Product(Expert):
 
 
 @functools.lru_cache(maxsize=256)
-def _shapes(model: Product) -> PyTree:
+def shapes(model: Product) -> PyTree:
     """Return the shapes of a model's parameters; to trace `init` takes milliseconds."""
     return jax.eval_shape(model.init, _checks.abstract_key())
 

@@ -44,6 +44,11 @@ def fold_in(rng_key: Array, data: Array | int) -> Array:
     return jax.random.wrap_key_data(jnp.stack(pair, axis=-1), impl="threefry2x32")
 
 
+def split(rng_key: Array) -> tuple[Array, Array]:
+    """Return two keys, `fold_in(rng_key, 0)` and `fold_in(rng_key, 1)`."""
+    return fold_in(rng_key, 0), fold_in(rng_key, 1)
+
+
 @jax.jit  # traced once: it is a hundred operations
 def threefry(k0: Array, k1: Array, x0: Array, x1: Array) -> tuple[Array, Array]:
     """Return Threefry-2x32-20 of two words under a key of two, elementwise (Salmon et al. 2011)."""

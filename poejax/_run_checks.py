@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _border, _checks, _meshes, _optimizers
-from poejax._product import Product
+from poejax._product import Product, shapes
 from poejax.estimators._missing import Incomplete
 from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
 from poejax.units import Unit
@@ -30,8 +30,7 @@ def check_rule(estimator: Any, tx: Any, preprocess: Any) -> None:
 
 def check_settings(model: Product, params: Params) -> None:
     """Raise if `params` hold leaves that set a temperature or leave an expert out."""
-    trained = jax.eval_shape(model.init, _checks.abstract_key())
-    if len(jax.tree.leaves(params)) != len(jax.tree.leaves(trained)):
+    if len(jax.tree.leaves(params)) != len(jax.tree.leaves(shapes(model))):
         raise ValueError(
             "params: expected parameters as `model.init` gives them, got some with a leaf 'beta' "
             "or 'present', which the optimizer would change; temper or mask after training"

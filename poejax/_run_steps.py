@@ -100,8 +100,7 @@ def scan(
             num_rows = jax.tree.leaves(data)[0].shape[0]
             rows = _rows_of_step(order_key, state.step, batch_size, num_rows)
             batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
-        own_key = _random.fold_in(step_key, state.step)
-        preprocess_key, grad_key = (_random.fold_in(own_key, i) for i in range(2))
+        preprocess_key, grad_key = _random.split(_random.fold_in(step_key, state.step))
         batch = _run_checks.preprocessed(preprocess, preprocess_key, batch)
         state, metrics, grads = update(
             estimator, tx, state, grad_key, batch, average_weight, mean_weight

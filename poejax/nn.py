@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from poejax import _checks
-from poejax._product import Product
+from poejax._product import Product, shapes
 from poejax.estimators._common import surrogate
 from poejax.experts import HiddenBank
 from poejax.stacks import Layer
@@ -52,8 +52,7 @@ class ProductModule(nnx.Module):
             params = model.init(_typed(rngs.params()))
         model.check_params(params)
         self.model = model
-        drawn = jax.eval_shape(model.init, jax.random.key(0))
-        trained = {path for path, _ in jax.tree.leaves_with_path(drawn)}
+        trained = {path for path, _ in jax.tree.leaves_with_path(shapes(model))}
 
         def variable(path: Any, leaf: Array) -> nnx.Variable[Array]:
             kind = nnx.Param if path in trained else nnx.Variable

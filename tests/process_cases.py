@@ -13,7 +13,7 @@ import optax
 
 import poejax as pj
 from experiments.lab import devices
-from poejax import checkpoint, estimators, evidence, training
+from poejax import _meshes, checkpoint, estimators, evidence, training
 
 MODEL = pj.models.rbm(16, 8)
 KERNEL = pj.kernels.block_gibbs(MODEL)
@@ -103,7 +103,7 @@ def main(port: str, process_id: int, folder: Path) -> None:
     with warnings.catch_warnings(record=True) as said:
         checkpoint.save_params(folder / "alone", {"w": np.ones(3)})
     assert len(said) == process_id
-    seen = jax.tree.map(devices.to_host, (learned._replace(state=None), look(mesh)))
+    seen = jax.tree.map(_meshes.to_host, (learned._replace(state=None), look(mesh)))
     if process_id == 0:
         np.savez(folder / "seen.npz", *jax.tree.leaves(seen))
     devices.agree(0)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import shutil
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,32 +14,14 @@ from scipy import stats
 from experiments import generator
 from poejax import _random
 
-Mix = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 GOLDEN = [1901395182, 204426168, 82908776]
-NUM_STEPS, NUM_CHAINS, NUM_SITES = 32, 64, 784
+CONFIG = generator.Config(num_chains=64)
+NUM_SITES = CONFIG.num_sites
 
 
-def weak(site: jax.Array, k0: jax.Array, k1: jax.Array) -> jax.Array:
-    """Return one step of a linear congruence, seeded by the key: no generator."""
-    return (site * jnp.uint32(1664525) + k0) * (k1 | jnp.uint32(1))
-
-
-@functools.cache
-def drawn(mix: Mix) -> np.ndarray:
-    """Return words as chains draw them, [steps, chains, sites]."""
-
-    def chain(step: jax.Array, chain: jax.Array) -> jax.Array:
-        key = _random.fold_in(_random.fold_in(jax.random.key(0), step), chain)
-        child = jax.random.key_data(_random.fold_in(key, 1))
-        return mix(jnp.arange(NUM_SITES, dtype=jnp.uint32), child[0], child[1])
-
-    rows = jax.vmap(jax.vmap(chain, (None, 0)), (0, None))
-    return np.asarray(jax.jit(rows)(jnp.arange(NUM_STEPS), jnp.arange(NUM_CHAINS)))
-
-
-def p_values(words: np.ndarray) -> dict[str, float]:
+def p_values(drawn: jax.Array) -> dict[str, float]:
     """Return p-values of chi-square, serial and cross-correlation tests, bit plane by bit plane."""
-    found = {}
+    words, found = np.asarray(drawn), {}
     for plane in (31, 30, 24, 16, 0):
         bits = (words >> np.uint32(plane) & 1).astype(np.int64)
         signs = 2.0 * bits - 1
@@ -66,13 +46,13 @@ def p_values(words: np.ndarray) -> dict[str, float]:
 
 
 def test_words_are_uniform_and_uncorrelated():
-    found = p_values(drawn(_random.mix))
+    found = p_values(generator.drawn(_random.mix, 0, 32, CONFIG))
     worst = min(found, key=found.__getitem__)
     assert found[worst] * len(found) > 0.001, (worst, found[worst])
 
 
 def test_a_weak_generator_is_found_out():
-    found = p_values(drawn(weak))
+    found = p_values(generator.drawn(generator.weak, 0, 32, CONFIG))
     assert sum(p * len(found) < 1e-6 for p in found.values()) > 5
 
 

@@ -88,12 +88,16 @@ def _draw(key: jax.Array, odds: jax.Array) -> jax.Array:
     return jax.random.bernoulli(key, jax.nn.sigmoid(odds)).astype(odds.dtype)
 
 
+def _jax_sweep(key: jax.Array, w: Any, b: Any, a: Any, x: Any) -> jax.Array:
+    hidden_key, visible_key = jax.random.split(key)
+    return _draw(visible_key, _draw(hidden_key, x @ w + b) @ w.T + a)
+
+
 def _jax_sweeps(w: Any, b: Any, a: Any, x: Any, num_steps: int) -> Any:
     @jax.jit
     def chain(x: jax.Array, w: jax.Array, b: jax.Array, a: jax.Array) -> jax.Array:
         def body(x: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
-            hidden_key, visible_key = jax.random.split(key)
-            return _draw(visible_key, _draw(hidden_key, x @ w + b) @ w.T + a), None
+            return _jax_sweep(key, w, b, a, x), None
 
         return jax.lax.scan(body, x, jax.random.split(jax.random.key(0), num_steps))[0]
 
@@ -106,8 +110,7 @@ def _jax_updates(w: Any, b: Any, a: Any, x: Any, data: Any, num_steps: int) -> A
     def learn(w: Any, b: Any, a: Any, x: Any, data: Any) -> Any:
         def body(carry: Any, key: jax.Array) -> tuple[Any, None]:
             w, b, a, x = carry
-            hidden_key, visible_key = jax.random.split(key)
-            x = _draw(visible_key, _draw(hidden_key, x @ w + b) @ w.T + a)
+            x = _jax_sweep(key, w, b, a, x)
             up, down = jax.nn.sigmoid(data @ w + b), jax.nn.sigmoid(x @ w + b)
             w = w + RATE * (data.T @ up / len(data) - x.T @ down / len(x))
             b = b + RATE * (up.mean(0) - down.mean(0))
@@ -120,6 +123,11 @@ def _jax_updates(w: Any, b: Any, a: Any, x: Any, data: Any, num_steps: int) -> A
     return lambda: learn(*arguments)
 
 
+def _torch_sweep(w: Any, b: Any, a: Any, x: Any) -> Any:
+    h = b.addmm(x, w).sigmoid().bernoulli()
+    return a.addmm(h, w.T).sigmoid().bernoulli()
+
+
 def _torch_sweeps(w: Any, b: Any, a: Any, x: Any, num_steps: int) -> Any:
     import torch
 
@@ -129,8 +137,7 @@ def _torch_sweeps(w: Any, b: Any, a: Any, x: Any, num_steps: int) -> Any:
     def run() -> None:
         x = start
         for _ in range(num_steps):
-            h = torch.bernoulli(torch.sigmoid(torch.addmm(b, x, w)))
-            x = torch.bernoulli(torch.sigmoid(torch.addmm(a, h, w.T)))
+            x = _torch_sweep(w, b, a, x)
 
     return run
 
@@ -144,8 +151,7 @@ def _torch_updates(w: Any, b: Any, a: Any, x: Any, data: Any, num_steps: int) ->
     def run() -> None:
         x = start
         for _ in range(num_steps):
-            h = torch.bernoulli(torch.sigmoid(torch.addmm(b, x, w)))
-            x = torch.bernoulli(torch.sigmoid(torch.addmm(a, h, w.T)))
+            x = _torch_sweep(w, b, a, x)
             up, down = (torch.sigmoid(torch.addmm(b, v, w)) for v in (data, x))
             w.addmm_(data.T, up, alpha=RATE / len(data)).addmm_(x.T, down, alpha=-RATE / len(x))
             b.add_(up.mean(0) - down.mean(0), alpha=RATE)

@@ -73,24 +73,25 @@ READINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def drawn(mix: Mix, first: jax.Array | int, num_steps: int, config: Config) -> jax.Array:
+    """Return words as chains draw them at steps from `first` on, [steps, chains, sites]."""
+
+    def event(step: jax.Array, chain: jax.Array) -> jax.Array:
+        key = _random.fold_in(_random.fold_in(jax.random.key(config.seed), step), chain)
+        child = jax.random.key_data(_random.fold_in(key, 1))
+        return mix(jnp.arange(config.num_sites, dtype=jnp.uint32), child[0], child[1])
+
+    steps, chains = first + jnp.arange(num_steps), jnp.arange(config.num_chains)
+    return jax.vmap(jax.vmap(event, (None, 0)), (0, None))(steps, chains)
+
+
 def stream(
     mix: Mix, reading: Callable[[np.ndarray], np.ndarray], config: Config
 ) -> Iterator[bytes]:
-    """Yield words without end, as chains draw them, in the order of a reading."""
-    num_steps = 64
-
-    @jax.jit
-    def block(first: jax.Array) -> jax.Array:
-        def event(step: jax.Array, chain: jax.Array) -> jax.Array:
-            key = _random.fold_in(_random.fold_in(jax.random.key(config.seed), step), chain)
-            child = jax.random.key_data(_random.fold_in(key, 1))
-            return mix(jnp.arange(config.num_sites, dtype=jnp.uint32), child[0], child[1])
-
-        steps, chains = first + jnp.arange(num_steps), jnp.arange(config.num_chains)
-        return jax.vmap(jax.vmap(event, (None, 0)), (0, None))(steps, chains)
-
-    for number in range(2**31 // num_steps):
-        words = np.asarray(block(jnp.asarray(number * num_steps)))
+    """Yield words without end, in the order of a reading."""
+    for first in range(0, 2**31, 64):
+        words = np.asarray(drawn(mix, first, 64, config))
         yield np.ascontiguousarray(reading(words)).tobytes()
 
 

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-import numpy.typing as npt
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -175,13 +174,6 @@ def spread(preprocess: Preprocess, mesh: Mesh | None) -> Preprocess:
     if hasattr(preprocess, "check"):
         spread_out.check = preprocess.check  # type: ignore[attr-defined]
     return spread_out
-
-
-def to_host(x: Any) -> npt.NDArray[Any]:
-    """Return an array whole, in NumPy; a call of all processes."""
-    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
-        x = multihost_utils.process_allgather(x, tiled=True)
-    return np.asarray(x)
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> Any:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import poejax as pj
 from experiments.lab import devices, own_data, runs, tables
 from experiments.lab.encoders import reconstruct
-from poejax import plotting
+from poejax import _meshes, plotting
 from poejax.types import Array, Params
 
 _MONITORED = 500
@@ -149,8 +149,8 @@ class Evaluation(NamedTuple):
         binary_key, start_key, chain_key = self._keys(0xF16, 3)
         num_chains = _TABLE_CHAINS if data.shape is None else 64
         starts = jax.vmap(self.model.init_visible)(jax.random.split(start_key, num_chains))
-        samples = jnp.asarray(devices.to_host(self.sample(chain_key, sample_steps, starts)))
-        here = self._replace(params=jax.tree.map(devices.to_host, self.params))
+        samples = jnp.asarray(_meshes.to_host(self.sample(chain_key, sample_steps, starts)))
+        here = self._replace(params=jax.tree.map(_meshes.to_host, self.params))
         if not devices.is_first():
             return
         if data.shape is None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _border, _checks, _meshes, chains, propriety
+from poejax import _border, _checks, _meshes, _random, chains, propriety
 from poejax._numerics import add, at_least_float32
 from poejax._product import Product, product, split_coordinates
 from poejax.chains import ModelKernel
@@ -223,7 +223,7 @@ def _denoise(
     def one(arguments: tuple[Array, Event]) -> Posterior:
         key, y = arguments
         posterior, given = _with_noise(model, params, noise, y)
-        keys = chains.chain_keys(jax.random.fold_in(key, 0), num_chains)
+        keys = chains.chain_keys(_random.fold_in(key, 0), num_chains)
         states = jax.vmap(kernel.init, in_axes=(0, None, None))(keys, given, y)
         return _average(key, kernel, posterior, given, states, num_steps, burn_in)
 
@@ -248,10 +248,10 @@ def _inpaint(
 ) -> Posterior:
     def one(arguments: tuple[Array, tuple[Event, PyTree]]) -> Posterior:
         key, (x, mask) = arguments
-        keys = chains.chain_keys(jax.random.fold_in(key, 0), num_chains)
+        keys = chains.chain_keys(_random.fold_in(key, 0), num_chains)
 
         def start(key: Array) -> PyTree:
-            at_random = model.init_visible(jax.random.fold_in(key, 1), params)
+            at_random = model.init_visible(_random.fold_in(key, 1), params)
             return kernel.init(key, params, model.visible.select(mask, x, at_random), mask)
 
         return _average(key, kernel, model, params, jax.vmap(start)(keys), num_steps, burn_in)
@@ -285,7 +285,7 @@ def _average(
         return state.x if better is None else better(params, state, info)
 
     def take(states: PyTree, index: Array) -> tuple[PyTree, Event]:
-        key = jax.random.fold_in(rng_key, 1 + index)
+        key = _random.fold_in(rng_key, 1 + index)
         states, info = chains.step_all(key, kernel, params, states)
         mean = jax.vmap(conditional_mean)(states, info)
         return states, jax.tree.map(at_least_float32, mean)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from poejax import _checks, _meshes
+from poejax import _checks, _meshes, _random
 from poejax._numerics import at_least_float32
 from poejax._product import Product
 from poejax.kernels._base import EventKernel
@@ -42,7 +42,7 @@ class GibbsWithGradients(EventKernel):
             carry: tuple[Event, Proposal], index: Array
         ) -> tuple[tuple[Event, Proposal], MetropolisInfo]:
             x, here = carry
-            move_key, accept_key = jax.random.split(jax.random.fold_in(rng_key, index))
+            move_key, accept_key = jax.random.split(_random.fold_in(rng_key, index))
             move = jax.random.categorical(move_key, here.log_q)
             there, log_ratio = self.consider(params, x, here, move, state.clamp)
             # NaN where all sites are clamped, and where the density is: stay.

@@ -21,7 +21,7 @@ class BlockGibbs(EventKernel):
         self, rng_key: Array, params: Params, state: ChainState
     ) -> tuple[ChainState, GibbsInfo]:
         """Draw the latents, then the visible sites that are not clamped."""
-        latent_key, visible_key = (_random.fold_in(rng_key, i) for i in range(2))
+        latent_key, visible_key = _random.split(rng_key)
         z = self.model.sample_latent(latent_key, params, state.x)
         x = self.model.sample_visible(visible_key, params, z, state.x, state.clamp)
         # A chain keeps the dtype it started in, whatever the precision of the parameters.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from poejax import _checks, chains
+from poejax import _checks, _random, chains
 from poejax.kernels._hamiltonian import GradientKernel, import_blackjax
 from poejax.types import Array, Params
 
@@ -76,7 +76,7 @@ def _tune(
 
     def body(carry: tuple[Any, Any], index: Array) -> tuple[tuple[Any, Any], None]:
         states, average = carry
-        keys = chains.chain_keys(jax.random.fold_in(rng_key, index), num_chains)
+        keys = chains.chain_keys(_random.fold_in(rng_key, index), num_chains)
         states, info = jax.vmap(kernel.step_by, in_axes=(0, None, 0, None))(
             keys, params, states, jnp.exp(average.log_step_size)
         )

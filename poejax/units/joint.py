@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _border, _checks, _foreign
+from poejax import _border, _checks, _foreign, _random
 from poejax.tails import Reach, Tails, block_diagonal, combine
 from poejax.types import Array, Event, Field, Params, PyTree
 from poejax.units._index import as_index, divide_index
@@ -268,7 +268,7 @@ class Joint(Unit):
         return {name: part for (name, _), part in zip(self.items, parts, strict=True)}
 
     def _keys(self, rng_key: Array) -> dict[str, Array]:
-        return {name: jax.random.fold_in(rng_key, i) for i, (name, _) in enumerate(self.items)}
+        return {name: _random.fold_in(rng_key, i) for i, (name, _) in enumerate(self.items)}
 
     def _map(self, fn: Callable[..., Any], *trees: dict[str, Any]) -> dict[str, Any]:
         return {name: fn(unit, *(tree[name] for tree in trees)) for name, unit in self.items}
