@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import poejax as pj
+from poejax import _weights as weights
 from poejax import evidence, experts, units
-from poejax.evidence import _weights as weights
 
 KEY = jax.random.key(0)
 summarize = jax.jit(weights.summarize)

@@ -1,17 +1,17 @@
 """Evidence of models too large to enumerate, with honest error bars."""
 
+from poejax._bases import Base, base_rate, gaussian_base, student_t_base
+from poejax._paths import linear_betas, salakhutdinov_murray_betas
+from poejax._weights import LogZ
 from poejax.evidence._annealing import (
     AISState,
-    LogZ,
     ais,
     ais_init,
     ais_result,
     ais_steps,
     reverse_ais,
 )
-from poejax.evidence._base import Base, base_rate, gaussian_base, student_t_base
 from poejax.evidence._likelihood import LogLikelihood, log_likelihood
-from poejax.evidence._paths import linear_betas, salakhutdinov_murray_betas
 
 __all__ = [
     "AISState",

@@ -11,49 +11,24 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _border, _checks, _meshes, _random, chains, propriety
+from poejax import _weights as weights
+from poejax._bases import Base
 from poejax._numerics import add
-from poejax._product import Product, split_coordinates
-from poejax.chains import ModelKernel
-from poejax.evidence import _weights as weights
-from poejax.evidence._base import Base
-from poejax.evidence._paths import (
+from poejax._paths import (
     RESOLUTION,
     check_betas,
     log_change,
+    log_z_at_start,
     path_of,
     path_params,
     require_reach,
     warn_if_base_is_light,
 )
+from poejax._product import Product, split_coordinates
+from poejax._weights import LogZ
+from poejax.chains import ModelKernel
 from poejax.kernels._binding import bound_to
 from poejax.types import Array, Event, Kernel, Params
-
-
-class LogZ(NamedTuple):
-    """An estimate of log Z in nats. The interval is a confidence interval, not a bound.
-
-    log_z: by `ais` the log of the mean weight, whose expectation is below log Z (Jensen), by about
-      std_err²/2; by `reverse_ais` minus that log, whose expectation is above it.
-    std_err: standard error of log_z, sd(weights) / (mean(weights) sqrt(num_chains)).
-    ess: effective sample size (Σw)²/Σw², in [1, num_chains].
-    ci_low, ci_high: 95 % confidence interval, log_z ± 1.96 std_err.
-    log_weights: [num_chains], of mean exp Z (`ais`) or 1/Z (`reverse_ais`).
-    pareto_k: k̂ of the weights' tail: their variance is finite below ½, and the estimate usable
-      below 0.7; NaN of fewer than 25 chains.
-
-    A few heavy weights make std_err meaningless: where ess is below 10 (half the chains, if these
-    are fewer than 20) or k̂ above 0.7, the interval is open on the side that log_z tends to miss,
-    +inf for `ais` and -inf for `reverse_ais`, and 3.69 = -log 0.025 wide on the other, by Markov's
-    inequality for weights that are positive and unbiased.
-    """
-
-    log_z: Array
-    std_err: Array
-    ess: Array
-    ci_low: Array
-    ci_high: Array
-    log_weights: Array
-    pareto_k: Array
 
 
 class AISState(NamedTuple):
@@ -269,12 +244,7 @@ def _ais_init(
     states = jax.vmap(kernel.init, in_axes=(0, None, 0))(
         chains.chain_keys(run_key, num_chains), path_params(path, params, base, beta), x
     )
-    # Tempering to β = 0 leaves constants: the model's at the start (H log 2 for binary hidden
-    # units) multiply Z_0, the base's at the end would multiply Z.
-    start = jax.tree.map(lambda leaf: leaf[0], x)
-    left_at_start = jnp.sum(model.log_factors(model.temper(params, 0.0), start))
-    left_at_end = jnp.sum(base.model.log_factors(base.model.temper(base.params, 0.0), start))
-    log_z_0 = base.log_z + left_at_start - left_at_end
+    log_z_0 = log_z_at_start(path, params, base, jax.tree.map(lambda leaf: leaf[0], x))
     direction = 1 if reverse_from is None else -1
     return AISState(
         step=jnp.zeros((), jnp.int32),

@@ -9,7 +9,7 @@ import numpy as np
 
 from poejax import _border, _checks
 from poejax._product import Product, log_densities
-from poejax.evidence._annealing import LogZ
+from poejax._weights import LogZ
 from poejax.types import Array, Event, Params
 
 

@@ -1,4 +1,4 @@
-"""What importance weights are worth: their mean, its error, and how heavy their tail is."""
+"""Estimates of log Z, and what importance weights are worth: their mean, its error, their tail."""
 
 from __future__ import annotations
 
@@ -13,6 +13,33 @@ from poejax.types import Array
 _MIN_TAIL = 5
 _MAX_PARETO_K = 0.7
 _MIN_ESS = 10
+
+
+class LogZ(NamedTuple):
+    """An estimate of log Z in nats. The interval is a confidence interval, not a bound.
+
+    log_z: by `ais` the log of the mean weight, whose expectation is below log Z (Jensen), by about
+      std_err²/2; by `reverse_ais` minus that log, whose expectation is above it.
+    std_err: standard error of log_z, sd(weights) / (mean(weights) sqrt(num_chains)).
+    ess: effective sample size (Σw)²/Σw², in [1, num_chains].
+    ci_low, ci_high: 95 % confidence interval, log_z ± 1.96 std_err.
+    log_weights: [num_chains], of mean exp Z (`ais`) or 1/Z (`reverse_ais`).
+    pareto_k: k̂ of the weights' tail: their variance is finite below ½, and the estimate usable
+      below 0.7; NaN of fewer than 25 chains.
+
+    A few heavy weights make std_err meaningless: where ess is below 10 (half the chains, if these
+    are fewer than 20) or k̂ above 0.7, the interval is open on the side that log_z tends to miss,
+    +inf for `ais` and -inf for `reverse_ais`, and 3.69 = -log 0.025 wide on the other, by Markov's
+    inequality for weights that are positive and unbiased.
+    """
+
+    log_z: Array
+    std_err: Array
+    ess: Array
+    ci_low: Array
+    ci_high: Array
+    log_weights: Array
+    pareto_k: Array
 
 
 class WeightSummary(NamedTuple):

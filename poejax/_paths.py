@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks, _meshes, propriety
+from poejax._bases import Base
 from poejax._product import Product, product, split_coordinates
-from poejax.evidence._base import Base
 from poejax.experts import Expert
 from poejax.types import Array, Event, Params
 
@@ -44,6 +44,18 @@ def path_params(path: Product, params: Params, base: Base, beta: Array) -> Param
         "base": base_model.temper(base.params, 1 - beta),
         "target": model.temper(params, beta),
     }
+
+
+def log_z_at_start(path: Product, params: Params, base: Base, x: Event) -> Array:
+    """Return log Z of the path at beta = 0, [], given any event `x`; params without coordinates.
+
+    Tempering to β = 0 leaves constants: the model's at the start (H log 2 for binary hidden units)
+    multiply the base's Z, the base's at the end would multiply the model's.
+    """
+    model = path.experts["target"]
+    left_at_start = jnp.sum(model.log_factors(model.temper(params, 0.0), x))
+    left_at_end = jnp.sum(base.model.log_factors(base.model.temper(base.params, 0.0), x))
+    return base.log_z + left_at_start - left_at_end
 
 
 def log_change(model: Expert, old: Params, new: Params, x: Event) -> Array:
