@@ -32,7 +32,7 @@ def bennett(up: Array, down: Array) -> LogRatio:
     """Estimate the ratio of two partition functions from samples of both, at least error.
 
     Σ_{x ~ a} σ(u(x) - c) = Σ_{x ~ b} σ(c - u(x)),  u = log f_b - log f_a,
-    log Z_b - log Z_a = c - log(N_b / N_a)
+    log Z_b - log Z_a = c + log(N_b / N_a)
 
     Args:
       up: u at samples of a: independent ones [N_a], or [num_steps, num_chains] of chains.
@@ -65,7 +65,7 @@ def bennett(up: Array, down: Array) -> LogRatio:
 @jax.jit
 def _bennett(up: Array, down: Array) -> LogRatio:
     c = crossing(up, down)
-    log_ratio = c - math.log(down.size / up.size)
+    log_ratio = c + math.log(down.size / up.size)
     rises, falls = relative(jax.nn.log_sigmoid(up - c)), relative(jax.nn.log_sigmoid(c - down))
     if up.ndim == 2:  # a chain's steps depend on one another, and up on down
         gap = jnp.mean(rises, axis=0) - jnp.mean(falls, axis=0)
