@@ -19,6 +19,7 @@ from poejax import (
     models,
     propriety,
     tails,
+    tempering,
     types,
     units,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "stacks",
     "streams",
     "tails",
+    "tempering",
     "testing",
     "training",
     "types",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +31,22 @@ def salakhutdinov_murray_betas() -> Array:
     """
     pieces = [np.linspace(0, 0.5, 501)[:-1], np.linspace(0.5, 0.9, 4001)[:-1]]
     return jnp.asarray(np.concatenate([*pieces, np.linspace(0.9, 1.0, 10_001)]))
+
+
+def require_path(model: Product, params: Params, base: Base, kernel: Any = None) -> None:
+    """Raise, or warn, unless there is a path from the base to the model that numbers can follow."""
+    _checks.model("model", model)
+    if not isinstance(base, Base):
+        raise TypeError(
+            "base: expected a base such as evidence.base_rate(model, data), got "
+            f"{_checks.describe(base)}"
+        )
+    if base.model.visible != model.visible:
+        raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
+    propriety.require_proper(model, params)
+    require_reach(model, params)
+    warn_if_base_is_light(model, params, base)
+    _checks.kernel_of("kernel", kernel, model)
 
 
 def path_of(model: Product, base: Base) -> Product:
@@ -86,7 +103,7 @@ def warn_if_base_is_light(model: Product, params: Params, base: Base) -> None:
             "in some direction: the weights have infinite variance and the error bar lies; take "
             "evidence.student_t_base",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -103,6 +120,15 @@ def require_reach(model: Product, params: Params) -> None:
                 "keep too few digits to anneal by; start from model.init_from(...), whose "
                 "parameters hold coordinates near the data, or set jax_enable_x64"
             )
+
+
+def require_resolution(log_z: Array) -> None:
+    """Raise where a log Z is so large that its dtype keeps too few digits of it."""
+    if abs(float(log_z)) * float(jnp.finfo(log_z.dtype).eps) > RESOLUTION:
+        raise ValueError(
+            f"log_z: expected one that {log_z.dtype} resolves to {RESOLUTION} nats, got "
+            f"{float(log_z):.3g}; set jax_enable_x64"
+        )
 
 
 def check_betas(betas: Array) -> None:

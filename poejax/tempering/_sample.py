@@ -1,0 +1,211 @@
+"""Samples and log Z of a model whose chains stick, by replica exchange from a proper base."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import special
+
+from poejax import _border, _checks, _random, chains
+from poejax._bases import Base
+from poejax._paths import check_betas, log_z_at_start, path_of, require_path, require_resolution
+from poejax._product import Product, split_coordinates
+from poejax._weights import LogZ
+from poejax.chains import ModelKernel
+from poejax.kernels._binding import bound_to
+from poejax.tempering import _measure as measure
+from poejax.tempering._tuning import tune
+from poejax.types import Array, Event, Params
+
+_LEAST_ACCEPTANCE = 0.02
+_DRIFT = 4.0  # standard errors
+
+
+class Report(NamedTuple):
+    """What a run of ladders saw of itself, after burn-in.
+
+    betas: inverse temperatures of the rungs, from base to model, [K].
+    acceptance: mean acceptance probability of exchanges between neighbours, [K - 1].
+    round_trips: how many times a replica went from the base to the model and back, [C]. In
+      num_steps sweeps about num_steps / (2 + 2 Σ_k r_k / (1 - r_k)), r = 1 - acceptance, if
+      replicas forget where they came from between two exchanges; fewer where chains stick.
+    barrier: Λ = Σ_k r_k, []; the round trips of ever finer ladders tend to num_steps / (2 + 2 Λ).
+    flow: of the replicas on each rung, the share that was last at the base and not at the model,
+      [K]; a line from 1 to 0 where they travel freely, a step where they do not pass.
+    log_z: the model's log Z by Bennett's ratio along the ladder, with the standard error from the
+      C ladders as independent replicas and the interval from Student's t with C - 1 degrees of
+      freedom; `log_weights` hold each ladder's own estimate of log Z.
+    """
+
+    betas: Array
+    acceptance: Array
+    round_trips: Array
+    barrier: Array
+    flow: Array
+    log_z: LogZ
+
+
+def sample(
+    rng_key: Array,
+    model: Product,
+    params: Params,
+    base: Base,
+    *,
+    num_chains: int,
+    num_steps: int,
+    betas: Array | None = None,
+    kernel: ModelKernel | None = None,
+    x: Event | None = None,
+) -> tuple[Event, Report]:
+    """Draw samples and estimate log Z by replica exchange, many ladders at once.
+
+    f_k(x) = base(x)^(1-β_k) temper(model, β_k)(x), k = 1..K, β_1 = 0, β_K = 1,
+    x_k ↔ x_(k+1) with probability min(1, f_k(x_(k+1)) f_(k+1)(x_k) / (f_k(x_k) f_(k+1)(x_(k+1))))
+
+    Every sweep exchanges every second pair of neighbours, the others at the next sweep, and moves
+    each replica by the kernel. Configurations of the base, where chains mix, so reach the model.
+
+    Args:
+      rng_key: one typed key.
+      model: the product.
+      params: its parameters.
+      base: a proper base: `evidence.base_rate`, `gaussian_base`, or `student_t_base` for heavy
+        tails.
+      num_chains: number C of independent ladders, at least 2; ten or more for a narrow interval.
+      num_steps: sweeps of every replica that are measured; as many again at most for placing the
+        rungs (half) and for burn-in (half).
+      betas: inverse temperatures from 0 to 1, not decreasing, [K]; placed at equal rejection rates
+        when None, as many as the barrier asks for.
+      kernel: a kernel of `model`, whose settings serve all along the path; `block_gibbs(model)`
+        when None.
+      x: events to start all rungs from, [C, ...]; draws of the base when None.
+
+    Returns:
+      `(x, report)`: one sample of the model from each ladder, [C, ...], and a Report.
+
+    Raises:
+      ValueError: if params, base and model do not fit, the model is known to be improper, `betas`
+        is no path from 0 to 1, or None under an outer `jit`.
+
+    Warns:
+      UserWarning: if neighbours hardly ever exchange, or log Z drifts from the first half of the
+        run to the second: its interval is then open.
+
+    Source: Geyer (1991); Okabe et al. (2001); Syed, Bouchard-Côté, Deligiannidis & Doucet (2022);
+    Bennett (1976).
+    """
+    _checks.rng_key("rng_key", rng_key)
+    if _checks.positive_int("num_chains", num_chains) < 2:
+        raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
+    _checks.positive_int("num_steps", num_steps)
+    require_path(model, params, base, kernel)
+    if betas is not None:
+        check_betas(betas)
+    elif not _checks.is_concrete(rng_key, params, base):
+        raise ValueError("betas: expected to be given under an outer jit, got None")
+    params, coordinates = split_coordinates(params)
+    base = base.within(coordinates)
+    start_key, tune_key, burn_key, run_key = (_random.fold_in(rng_key, i) for i in range(4))
+    if x is None:
+        y = jax.vmap(base.sample)(chains.chain_keys(start_key, num_chains))
+    else:
+        x = _border.events("x", model.visible, x)
+        _checks.one_row_per_chain("x", x, num_chains)
+        y = model.visible.standardize_rows(coordinates, x)
+    path_kernel = bound_to(path_of(model, base), kernel)
+    spare = max(16, -(-num_steps // 2))
+    if betas is None:
+        betas, ladders = tune(tune_key, model, params, base, y, spare, path_kernel)
+    else:
+        betas = jnp.asarray(betas)
+        ladders = measure.begin(
+            tune_key, model, params, base, betas, measure.on_all(y, len(betas)), path_kernel
+        )
+    arguments = model, params, base, betas
+    centres = jnp.zeros(len(betas) - 1)
+    for part, length in enumerate((spare // 4, spare // 4, spare - 2 * (spare // 4))):
+        key = _random.fold_in(burn_key, part)
+        ladders, means = measure.run(key, *arguments, ladders, length, centres, path_kernel)
+        centres = _centres(means, centres)
+    trips = jnp.sum(ladders.num_trips, axis=1)
+    ladders, means = measure.run(run_key, *arguments, ladders, num_steps, centres, path_kernel)
+    first = jax.tree.map(lambda leaf: leaf[0], y)
+    start = log_z_at_start(path_of(model, base), params, base, first)
+    report = _report(betas, means, centres, start, jnp.sum(ladders.num_trips, axis=1) - trips)
+    x = measure.top(ladders)
+    _checks.finite("tempering: a normalisable model with finite parameters: ", (x, report.flow))
+    if _checks.is_concrete(report):
+        require_resolution(report.log_z.log_z)
+        _warn(report, means)
+    return jax.vmap(lambda y: model.visible.restore(coordinates, y))(x), report
+
+
+def _centres(means: measure.Means, centres: Array) -> Array:
+    """Return better guesses of log Z_(k+1) - log Z_k: Bennett's, or, too far off, the middle."""
+    up, down, rises, falls = (
+        jnp.mean(v, axis=(0, 1)) for v in (means.up, means.down, means.rises, means.falls)
+    )
+    near = jnp.minimum(rises, falls) > 1e-3
+    bennett = centres + jnp.log(jnp.where(near, rises, 1)) - jnp.log(jnp.where(near, falls, 1))
+    return jnp.where(near, bennett, (up + down) / 2)
+
+
+def _report(
+    betas: Array, means: measure.Means, centres: Array, start: Array, trips: Array
+) -> Report:
+    acceptance = jnp.mean(means.acceptance, axis=(0, 1))
+    rises, falls = jnp.mean(means.rises, axis=1), jnp.mean(means.falls, axis=1)
+    log_ratios = centres + jnp.log(jnp.mean(rises, axis=0)) - jnp.log(jnp.mean(falls, axis=0))
+    log_z = start + jnp.sum(log_ratios)
+    own = _influence(rises, falls)
+    num_chains = len(own)
+    std_err = jnp.std(own, ddof=1) / math.sqrt(num_chains)
+    wide = float(special.stdtrit(num_chains - 1, 0.975)) * std_err
+    is_open = (jnp.min(acceptance) < _LEAST_ACCEPTANCE) | (jnp.abs(drift(means)) > _DRIFT)
+    wide = jnp.where(is_open, jnp.inf, wide)
+    weights = jnp.exp(own - jnp.max(own))
+    ess = jnp.sum(weights) ** 2 / jnp.sum(weights**2)
+    unknown: Any = np.asarray(np.nan, log_z.dtype)
+    found = LogZ(log_z, std_err, ess, log_z - wide, log_z + wide, log_z + own, unknown)
+    flow = jnp.sum(means.upwards, axis=(0, 1)) / jnp.maximum(
+        jnp.sum(means.labelled, axis=(0, 1)), 1e-30
+    )
+    return Report(betas, acceptance, trips, jnp.sum(1 - acceptance), flow, found)
+
+
+def _influence(rises: Array, falls: Array) -> Array:
+    """Return by how much each ladder's own log Z is off the mean, [C], from its [C, K - 1]."""
+    return jnp.sum(rises / jnp.mean(rises, axis=0) - falls / jnp.mean(falls, axis=0), axis=1)
+
+
+def drift(means: measure.Means) -> Array:
+    """Return log Z of the second half of the run less that of the first, in standard errors, []."""
+    log_z = jnp.log(jnp.mean(means.rises, axis=0)) - jnp.log(jnp.mean(means.falls, axis=0))
+    gap = jnp.sum(log_z[1] - log_z[0])
+    own = [_influence(means.rises[:, half], means.falls[:, half]) for half in (0, 1)]
+    return gap / (jnp.std(own[1] - own[0], ddof=1) / math.sqrt(len(own[0])))
+
+
+def _warn(report: Report, means: measure.Means) -> None:
+    worst = int(jnp.argmin(report.acceptance))
+    if float(report.acceptance[worst]) < _LEAST_ACCEPTANCE:
+        warnings.warn(
+            f"tempering: rungs {worst} and {worst + 1} (betas {float(report.betas[worst]):.4g} and "
+            f"{float(report.betas[worst + 1]):.4g}) exchange with probability "
+            f"{float(report.acceptance[worst]):.2g}: log Z is not known across them; take more "
+            "rungs, or betas=None",
+            UserWarning,
+            stacklevel=4,
+        )
+    if abs(float(drift(means))) > _DRIFT:
+        warnings.warn(
+            f"tempering: log Z moved by {float(drift(means)):.2g} standard errors between the two "
+            "halves of the run: the ladders are not yet at equilibrium; take more num_steps",
+            UserWarning,
+            stacklevel=4,
+        )
