@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
+
+import jaxlib
 
 from poejax import (
     chains,
@@ -41,6 +44,14 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
+
+if jaxlib.__version__ == "0.10.2":
+    warnings.warn(
+        "jaxlib 0.10.2 sums wrongly on CPUs (log densities of batches of some thousands come out "
+        "wrong by tenths of a nat); install another version, e.g. pip install 'jax!=0.10.2'",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 # These import optax, orbax, flax, matplotlib, scikit-learn or data, so they load at first use.
 _LAZY = (

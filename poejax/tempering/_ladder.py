@@ -8,7 +8,9 @@ configuration where they differ by their weights, such as checkpoints of a train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -82,10 +84,44 @@ def at_temperatures(
     return Members(whole, jax.tree.unflatten(tree, ladder), axes)
 
 
-def stacked(model: Product, params: Sequence[Params]) -> Members:
-    """Return members of which every one has parameters of its own, such as checkpoints."""
-    ladder = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    return Members(model, ladder, jax.tree.map(lambda _: 0, ladder))
+def along_training(model: Product, checkpoints: Params, base: Base) -> Members:
+    """Return the base and then every one of `checkpoints`, whose leaves lead with their number."""
+    path = path_of(model, base)
+
+    def at(beta: Array, params: Params) -> Params:
+        return path_params(path, params, base, beta)
+
+    number = jnp.arange(-1, jax.tree.leaves(checkpoints)[0].shape[0])
+    params = jax.tree.map(lambda leaf: leaf[jnp.maximum(number, 0)], checkpoints)
+    ladder = jax.vmap(at)((number >= 0).astype(jnp.result_type(float)), params)
+    return Members(path, ladder, jax.tree.map(lambda _: 0, ladder))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "base", "betas"],
+    meta_fields=["model"],
+)
+@dataclasses.dataclass(frozen=True)
+class Ladder:
+    """What a ladder is made of: a path from base to model, or checkpoints where betas are None."""
+
+    model: Product
+    params: Params
+    base: Base
+    betas: Array | None
+
+    @property
+    def members(self) -> Members:
+        if self.betas is None:
+            return along_training(self.model, self.params, self.base)
+        return at_temperatures(self.model, self.params, self.betas, self.base)
+
+    @property
+    def num_rungs(self) -> int:
+        if self.betas is None:
+            return 1 + len(jax.tree.leaves(self.params)[0])
+        return len(self.betas)
 
 
 class Replicas(NamedTuple):
@@ -123,7 +159,7 @@ class ExchangeInfo(NamedTuple):
 
 
 def start(
-    members: Members, kernel: Kernel, rng_key: Array, x: Event, clamp: Any = None
+    rng_key: Array, members: Members, kernel: Kernel, x: Event, clamp: Any = None
 ) -> Replicas:
     """Return replicas at the events `x` [K, ...], one for each rung."""
     size = members.num_rungs
@@ -190,7 +226,8 @@ def _by_number(members: Members, replicas: Replicas, is_tried: Array) -> tuple[A
     partner = number + jnp.pad(is_tried, (0, 1)).astype(jnp.int32)
     partner = partner - jnp.pad(is_tried, (1, 0)).astype(jnp.int32)
     rung = replicas.rung
-    here, there = (members.take(lambda leaf, at=at: leaf[at]) for at in (rung, partner[rung]))
+    here = members.take(lambda leaf: leaf[rung])
+    there = members.take(lambda leaf: leaf[partner[rung]])
     axes = members.axes
     change = jax.vmap(_change(members.model), (axes, axes, 0))(here, there, replicas.states.x)
     of_rung = change[jnp.zeros(size, jnp.int32).at[rung].set(number)]

@@ -1,4 +1,4 @@
-"""What ladders of replicas are run for: sums over sweeps, in fixed memory."""
+"""What replicas of replicas are run for: sums over sweeps, in fixed memory."""
 
 from __future__ import annotations
 
@@ -9,22 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _meshes, _random, chains
-from poejax._bases import Base
 from poejax._numerics import add
-from poejax._product import Product
 from poejax.tempering._ladder import (
     ExchangeInfo,
+    Ladder,
     Replicas,
-    at_temperatures,
     on_rung,
     start,
     step,
 )
-from poejax.types import Array, Event, Kernel, Params
+from poejax.types import Array, Event, Kernel
 
 
 class Means(NamedTuple):
-    """Of C ladders, means over the sweeps in which a pair of rungs had its turn, [C, 2, K - 1].
+    """Of C replicas, means over the sweeps in which a pair of rungs had its turn, [C, 2, K - 1].
 
     The middle axis: the first and the second half of the sweeps.
 
@@ -44,95 +42,92 @@ class Means(NamedTuple):
     labelled: Array
 
 
-@functools.partial(jax.jit, static_argnames=("model", "kernel"))
+@functools.partial(jax.jit, static_argnames="kernel")
 def begin(
     rng_key: Array,
-    model: Product,
-    params: Params,
-    base: Base | None,
-    betas: Array,
+    ladder: Ladder,
     x: Event,
     kernel: Kernel,
 ) -> Replicas:
-    """Return ladders at the events `x` [C, K, ...], in coordinates."""
-    members = at_temperatures(model, params, betas, base)
+    """Return replicas at the events `x` [C, K, ...], in coordinates."""
+    members = ladder.members
     keys = chains.chain_keys(rng_key, jax.tree.leaves(x)[0].shape[0])
-    return jax.vmap(lambda key, x: start(members, kernel, key, x))(keys, x)
+    return jax.vmap(lambda key, x: start(key, members, kernel, x))(keys, x)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "kernel"))
+@functools.partial(jax.jit, static_argnames="kernel")
 def run(
     rng_key: Array,
-    model: Product,
-    params: Params,
-    base: Base | None,
-    betas: Array,
-    ladders: Replicas,
+    ladder: Ladder,
+    replicas: Replicas,
     num_steps: Array,
     centres: Array,
     kernel: Kernel,
 ) -> tuple[Replicas, Means]:
-    """Advance ladders; another number of steps compiles nothing. `centres` [K - 1] are the c."""
-    members = at_temperatures(model, params, betas, base)
-    num_chains = ladders.rung.shape[0]
+    """Advance replicas; another number of steps compiles nothing. `centres` [K - 1] are the c."""
+    members = ladder.members
+    num_chains = replicas.rung.shape[0]
 
-    def once(index: Array, ladders: Replicas) -> tuple[Replicas, ExchangeInfo]:
+    def once(index: Array, replicas: Replicas) -> tuple[Replicas, ExchangeInfo]:
         keys = chains.chain_keys(_random.fold_in(rng_key, index), num_chains)
-        ladders, info, _ = jax.vmap(lambda key, ladder: step(key, members, kernel, ladder))(
-            keys, ladders
+        replicas, info, _ = jax.vmap(lambda key, replicas: step(key, members, kernel, replicas))(
+            keys, replicas
         )
-        return ladders, info
+        return replicas, info
 
-    def seen(index: Array, ladders: Replicas, info: ExchangeInfo) -> tuple[Array, Means]:
+    def seen(index: Array, replicas: Replicas, info: ExchangeInfo) -> tuple[Array, Means]:
         half = jnp.arange(2) == (2 * index >= num_steps)
-        dtype = info.up.dtype
-        values = (
-            info.up,
-            info.down,
-            jax.nn.sigmoid(info.up - centres),
-            jax.nn.sigmoid(centres - info.down),
-            info.acceptance_rate,
-        )
-        values = (jnp.where(info.is_tried, v, 0) for v in values)
+        dtype, is_tried = info.up.dtype, info.is_tried
         flow = jax.vmap(lambda rung, v: jnp.zeros_like(v).at[rung].set(v))(
-            ladders.rung, ladders.came_from
+            replicas.rung, replicas.came_from
         )
-        means = Means(*values, (flow == 1).astype(dtype), (flow != 0).astype(dtype))
-        tried = half[:, None] * info.is_tried[0]
-        return tried.astype(dtype), jax.tree.map(lambda v: half[:, None] * v[:, None], means)
+        means = Means(
+            up=jnp.where(is_tried, info.up, 0),
+            down=jnp.where(is_tried, info.down, 0),
+            rises=jnp.where(is_tried, jax.nn.sigmoid(info.up - centres), 0),
+            falls=jnp.where(is_tried, jax.nn.sigmoid(centres - info.down), 0),
+            acceptance=jnp.where(is_tried, info.acceptance_rate, 0),
+            upwards=(flow == 1).astype(dtype),
+            labelled=(flow != 0).astype(dtype),
+        )
+        tried = half[:, None] * is_tried[0].astype(dtype)
+        return tried, jax.tree.map(lambda v: half[:, None] * v[:, None], means)
 
     def body(index: Array, carry: tuple) -> tuple:
-        ladders, count, sums, rests = carry
-        ladders, info = once(index, ladders)
-        tried, values = seen(index, ladders, info)
+        replicas, count, sums, rests = carry
+        replicas, info = once(index, replicas)
+        tried, values = seen(index, replicas, info)
         added = jax.tree.map(add, sums, rests, values)
         sums, rests = jax.tree.transpose(jax.tree.structure(sums), None, added)
-        return ladders, count + tried, sums, rests
+        return replicas, count + tried, sums, rests
 
     shapes = jax.eval_shape(
-        lambda lad: seen(jnp.zeros((), int), *once(jnp.zeros((), int), lad)), ladders
+        lambda lad: seen(jnp.zeros((), int), *once(jnp.zeros((), int), lad)), replicas
     )
     count, sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    carry = (ladders, count, sums, sums)
+    carry = (replicas, count, sums, sums)
     carry = _meshes.settled(lambda c: body(jnp.zeros((), int), c), carry)
-    ladders, count, sums, _ = jax.lax.fori_loop(0, num_steps, body, carry)
+    replicas, count, sums, _ = jax.lax.fori_loop(0, num_steps, body, carry)
     half = jnp.stack([(num_steps + 1) // 2, num_steps // 2])[:, None]
-    sizes = Means(*[jnp.maximum(count, 1)] * 5, *[jnp.maximum(half, 1)] * 2)
-    return ladders, jax.tree.map(lambda s, n: s / n, sums, sizes)
+
+    def mean(name: str, total: Array) -> Array:
+        return total / jnp.maximum(half if name in ("upwards", "labelled") else count, 1)
+
+    return replicas, Means(**{name: mean(name, total) for name, total in sums._asdict().items()})
 
 
 @jax.jit
-def top(ladders: Replicas) -> Event:
+def top(replicas: Replicas) -> Event:
     """Return the events on the last rungs, [C, ...]."""
-    num_rungs = ladders.rung.shape[1]
-    return jax.vmap(lambda ladder: on_rung(ladder, num_rungs - 1, ladder.states.x))(ladders)
+    num_rungs = replicas.rung.shape[1]
+    return jax.vmap(lambda r: on_rung(r, num_rungs - 1, r.states.x))(replicas)
 
 
 @jax.jit
-def by_rung(ladders: Replicas) -> Event:
-    """Return the events of ladders in order of their rungs, [C, K, ...]."""
-    order = jnp.argsort(ladders.rung, axis=1)
-    return jax.tree.map(lambda leaf: jax.vmap(lambda v, o: v[o])(leaf, order), ladders.states.x)
+def by_rung(replicas: Replicas) -> Event:
+    """Return the events of replicas in order of their rungs, [C, K, ...]."""
+    order = jnp.argsort(replicas.rung, axis=1)
+    return jax.tree.map(lambda leaf: jax.vmap(lambda v, o: v[o])(leaf, order), replicas.states.x)
 
 
 def on_all(x: Event, num_rungs: int) -> Event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from typing import Any, NamedTuple
 
@@ -19,10 +20,12 @@ from poejax._weights import LogZ
 from poejax.chains import ModelKernel
 from poejax.kernels._binding import bound_to
 from poejax.tempering import _measure as measure
+from poejax.tempering._ladder import Ladder, Replicas
 from poejax.tempering._tuning import tune
-from poejax.types import Array, Event, Params
+from poejax.types import Array, Event, Kernel, Params
 
 _LEAST_ACCEPTANCE = 0.02
+_LEAST_SPARE = 256
 _DRIFT = 4.0  # standard errors
 
 
@@ -77,8 +80,8 @@ def sample(
       base: a proper base: `evidence.base_rate`, `gaussian_base`, or `student_t_base` for heavy
         tails.
       num_chains: number C of independent ladders, at least 2; ten or more for a narrow interval.
-      num_steps: sweeps of every replica that are measured; as many again at most for placing the
-        rungs (half) and for burn-in (half).
+      num_steps: sweeps of every replica that are measured. Before these come half as many, or 256
+        if that is more, to place the rungs, and as many again for burn-in.
       betas: inverse temperatures from 0 to 1, not decreasing, [K]; placed at equal rejection rates
         when None, as many as the barrier asks for.
       kernel: a kernel of `model`, whose settings serve all along the path; `block_gibbs(model)`
@@ -99,10 +102,7 @@ def sample(
     Source: Geyer (1991); Okabe et al. (2001); Syed, Bouchard-Côté, Deligiannidis & Doucet (2022);
     Bennett (1976).
     """
-    _checks.rng_key("rng_key", rng_key)
-    if _checks.positive_int("num_chains", num_chains) < 2:
-        raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
-    _checks.positive_int("num_steps", num_steps)
+    _check_counts(rng_key, num_chains, num_steps)
     require_path(model, params, base, kernel)
     if betas is not None:
         check_betas(betas)
@@ -110,39 +110,133 @@ def sample(
         raise ValueError("betas: expected to be given under an outer jit, got None")
     params, coordinates = split_coordinates(params)
     base = base.within(coordinates)
-    start_key, tune_key, burn_key, run_key = (_random.fold_in(rng_key, i) for i in range(4))
-    if x is None:
-        y = jax.vmap(base.sample)(chains.chain_keys(start_key, num_chains))
-    else:
-        x = _border.events("x", model.visible, x)
-        _checks.one_row_per_chain("x", x, num_chains)
-        y = model.visible.standardize_rows(coordinates, x)
+
+    def at(betas: Any) -> Ladder:
+        return Ladder(model, params, base, jnp.asarray(betas))
+
+    start_key, tune_key, rest_key = (_random.fold_in(rng_key, i) for i in range(3))
+    y = _starts(start_key, model, base, coordinates, x, num_chains)
     path_kernel = bound_to(path_of(model, base), kernel)
-    spare = max(16, -(-num_steps // 2))
+    spare = _spare(num_steps)
     if betas is None:
-        betas, ladders = tune(tune_key, model, params, base, y, spare, path_kernel)
+        ladder, replicas = tune(tune_key, at, y, spare, path_kernel)
     else:
-        betas = jnp.asarray(betas)
-        ladders = measure.begin(
-            tune_key, model, params, base, betas, measure.on_all(y, len(betas)), path_kernel
-        )
-    arguments = model, params, base, betas
-    centres = jnp.zeros(len(betas) - 1)
-    for part, length in enumerate((spare // 4, spare // 4, spare - 2 * (spare // 4))):
-        key = _random.fold_in(burn_key, part)
-        ladders, means = measure.run(key, *arguments, ladders, length, centres, path_kernel)
-        centres = _centres(means, centres)
-    trips = jnp.sum(ladders.num_trips, axis=1)
-    ladders, means = measure.run(run_key, *arguments, ladders, num_steps, centres, path_kernel)
+        ladder = at(betas)
+        replicas = measure.begin(tune_key, ladder, measure.on_all(y, len(betas)), path_kernel)
     first = jax.tree.map(lambda leaf: leaf[0], y)
     start = log_z_at_start(path_of(model, base), params, base, first)
-    report = _report(betas, means, centres, start, jnp.sum(ladders.num_trips, axis=1) - trips)
-    x = measure.top(ladders)
-    _checks.finite("tempering: a normalisable model with finite parameters: ", (x, report.flow))
+    return _measured(rest_key, ladder, replicas, start, num_steps, path_kernel, coordinates)
+
+
+def sample_trajectory(
+    rng_key: Array,
+    model: Product,
+    trajectory: Params,
+    base: Base,
+    *,
+    num_chains: int,
+    num_steps: int,
+    kernel: ModelKernel | None = None,
+    x: Event | None = None,
+) -> tuple[Event, Report]:
+    """Draw samples and estimate log Z along the checkpoints of a training run.
+
+    As `sample`, with the parameters of ever later checkpoints in place of temperatures: where a
+    model learns one mode after the other, its own past passes through no first-order transition,
+    as temperatures may.
+
+    Args:
+      rng_key: one typed key.
+      model: the product.
+      trajectory: parameters of M >= 1 checkpoints in order, each leaf [M, ...] (coordinates of
+        real units aside, which all share); samples and log Z are those of the last.
+      base: a proper base near the first checkpoint, e.g. `evidence.base_rate(model, data)`.
+      num_chains: number C of independent ladders of M + 1 replicas, at least 2.
+      num_steps: sweeps that are measured; half as many, at least 256, come before.
+      kernel: a kernel of `model`; `block_gibbs(model)` when None.
+      x: events to start all rungs from, [C, ...]; draws of the base when None.
+
+    Returns:
+      `(x, report)`, as `sample`; `report.betas` are 0 for the base and 1 for the checkpoints.
+
+    Raises:
+      ValueError: as `sample`, or if the leaves of `trajectory` do not lead with one number M.
+
+    Warns:
+      UserWarning: as `sample`.
+
+    Source: Béreux, Decelle, Furtlehner, Rosset & Seoane (2024), Fast training and sampling of
+    restricted Boltzmann machines.
+    """
+    _check_counts(rng_key, num_chains, num_steps)
+    checkpoints, coordinates = split_coordinates(trajectory)
+    size = _checks.leading_axis("trajectory", checkpoints)
+    rest = {"coordinates": coordinates} if coordinates else {}
+    for number in range(size) if _checks.is_concrete(trajectory) else (0,):
+        one = jax.tree.map(operator.itemgetter(number), checkpoints)
+        require_path(model, one | rest, base, kernel)
+    base = base.within(coordinates)
+    start_key, init_key, rest_key = (_random.fold_in(rng_key, i) for i in range(3))
+    y = _starts(start_key, model, base, coordinates, x, num_chains)
+    path_kernel = bound_to(path_of(model, base), kernel)
+    ladder = Ladder(model, checkpoints, base, None)
+    replicas = measure.begin(init_key, ladder, measure.on_all(y, ladder.num_rungs), path_kernel)
+    first, oldest = (jax.tree.map(operator.itemgetter(0), tree) for tree in (y, checkpoints))
+    start = log_z_at_start(path_of(model, base), oldest, base, first)
+    return _measured(rest_key, ladder, replicas, start, num_steps, path_kernel, coordinates)
+
+
+def _check_counts(rng_key: Array, num_chains: int, num_steps: int) -> None:
+    _checks.rng_key("rng_key", rng_key)
+    if _checks.positive_int("num_chains", num_chains) < 2:
+        raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
+    _checks.positive_int("num_steps", num_steps)
+
+
+def _starts(
+    rng_key: Array, model: Product, base: Base, coordinates: Any, x: Event | None, num_chains: int
+) -> Event:
+    if x is None:
+        return jax.vmap(base.sample)(chains.chain_keys(rng_key, num_chains))
+    x = _border.events("x", model.visible, x)
+    _checks.one_row_per_chain("x", x, num_chains)
+    return model.visible.standardize_rows(coordinates, x)
+
+
+def _spare(num_steps: int) -> int:
+    return max(_LEAST_SPARE, num_steps // 2)
+
+
+def _measured(
+    rng_key: Array,
+    ladder: Ladder,
+    replicas: Replicas,
+    start: Array,
+    num_steps: int,
+    kernel: Kernel,
+    coordinates: Any,
+) -> tuple[Event, Report]:
+    """Let ladders burn in, then measure; `start` is log Z on the first rung."""
+    burn_key, run_key = _random.split(rng_key)
+    centres = jnp.zeros(ladder.num_rungs - 1)
+    spare = _spare(num_steps)
+    for part, length in enumerate((spare // 4, spare // 4, spare - 2 * (spare // 4))):
+        key = _random.fold_in(burn_key, part)
+        replicas, means = measure.run(key, ladder, replicas, length, centres, kernel)
+        centres = _centres(means, centres)
+    trips = jnp.sum(replicas.num_trips, axis=1)
+    replicas, means = measure.run(run_key, ladder, replicas, num_steps, centres, kernel)
+    betas = ladder.betas
+    if betas is None:
+        betas = jnp.minimum(jnp.arange(ladder.num_rungs), 1).astype(start.dtype)
+    trips = jnp.sum(replicas.num_trips, axis=1) - trips
+    report = _report(betas, means, centres, start, trips)
+    y = measure.top(replicas)
     if _checks.is_concrete(report):
+        _checks.finite("tempering: a normalisable model with finite parameters: ", (y, means))
         require_resolution(report.log_z.log_z)
         _warn(report, means)
-    return jax.vmap(lambda y: model.visible.restore(coordinates, y))(x), report
+    return jax.vmap(lambda y: ladder.model.visible.restore(coordinates, y))(y), report
 
 
 def _centres(means: measure.Means, centres: Array) -> Array:
@@ -200,12 +294,12 @@ def _warn(report: Report, means: measure.Means) -> None:
             f"{float(report.acceptance[worst]):.2g}: log Z is not known across them; take more "
             "rungs, or betas=None",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     if abs(float(drift(means))) > _DRIFT:
         warnings.warn(
             f"tempering: log Z moved by {float(drift(means)):.2g} standard errors between the two "
             "halves of the run: the ladders are not yet at equilibrium; take more num_steps",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,9 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from poejax import _random
-from poejax._bases import Base
-from poejax._product import Product
 from poejax.tempering import _measure as measure
-from poejax.tempering._ladder import Replicas
-from poejax.types import Array, Kernel, Params
+from poejax.tempering._ladder import Ladder, Replicas
+from poejax.types import Array, Event, Kernel
 
 _FIRST = 8
 _MOST = 512
@@ -25,16 +24,12 @@ _UNEVEN = 0.15
 
 def tune(
     rng_key: Array,
-    model: Product,
-    params: Params,
-    base: Base | None,
-    x: Array,
+    at: Callable[[np.ndarray], Ladder],
+    x: Event,
     num_steps: int,
     kernel: Kernel,
-) -> tuple[Array, Replicas]:
-    """Return inverse temperatures [K] and ladders on them.
-
-    Rungs are placed from 0 to 1 in at most `num_steps` sweeps, in rounds that grow in length.
+) -> tuple[Ladder, Replicas]:
+    """Return a ladder from 0 to 1 with equal rejection, and replicas on it, in `num_steps` sweeps.
 
     With rejection rates r_k between neighbours the barrier up to β_k is Λ(β_k) = Σ_(i<=k) r_i. The
     next round has 2 Λ + 2 rungs or more, at equal steps of Λ.
@@ -44,21 +39,17 @@ def tune(
     """
     num_chains = jax.tree.leaves(x)[0].shape[0]
     betas = np.linspace(0, 1, _FIRST)
-    ladders = measure.begin(
-        rng_key, model, params, base, jnp.asarray(betas), measure.on_all(x, _FIRST), kernel
-    )
+    replicas = measure.begin(rng_key, at(betas), measure.on_all(x, _FIRST), kernel)
     length = max(8, min(num_steps // 8, math.ceil(512 / num_chains)))
     done, round_number = 0, 0
     while done < num_steps:
-        length = min(length, num_steps - done)
+        if num_steps - done < 2 * length:  # too few to learn from would be left
+            length = num_steps - done
         key = _random.fold_in(rng_key, round_number)
-        ladders, means = measure.run(
+        replicas, means = measure.run(
             key,
-            model,
-            params,
-            base,
-            jnp.asarray(betas),
-            ladders,
+            at(betas),
+            replicas,
             length,
             jnp.zeros(len(betas) - 1),
             kernel,
@@ -72,11 +63,11 @@ def tune(
             break
         if size != len(betas):
             nearest = np.argmin(np.abs(placed[:, None] - betas), axis=1)
-            x = jax.tree.map(operator.itemgetter((slice(None), nearest)), measure.by_rung(ladders))
-            ladders = measure.begin(key, model, params, base, jnp.asarray(placed), x, kernel)
+            x = jax.tree.map(operator.itemgetter((slice(None), nearest)), measure.by_rung(replicas))
+            replicas = measure.begin(key, at(placed), x, kernel)
         betas = placed
         length *= 2
-    return jnp.asarray(betas), ladders
+    return at(betas), replicas
 
 
 def wanted_size(rejection: np.ndarray) -> int:
