@@ -11,7 +11,9 @@ from poejax import _checks
 from poejax._health import Health as Health
 from poejax._health import has_mixed as has_mixed
 from poejax._health import health as health
-from poejax._numerics import as_float, at_least_float32
+from poejax._moves import autocorrelation as autocorrelation
+from poejax._moves import flip_rate as flip_rate
+from poejax._numerics import as_float
 from poejax._online_health import OnlineHealth as OnlineHealth
 from poejax._online_health import OnlineHealthResult as OnlineHealthResult
 from poejax._product import Product
@@ -98,54 +100,6 @@ def _other_values(visible: Unit, x: Array, dtype: Any) -> Array:
     """Return the other values of sites of which `x` [S] is the value's number, [S, C - 1, ...]."""
     others = jnp.arange((visible.num_values or 1) - 1)
     return visible.value_at(others + (others >= x[:, None]).astype(others.dtype), dtype)
-
-
-def flip_rate(before: Event, after: Event) -> Array:
-    """Share of the sites of a batch of chains whose value is another after some steps than before.
-
-    Args:
-      before: events of the chains, [C, ...].
-      after: events of the same chains, later.
-
-    Returns:
-      A share in [0, 1], []: 0 for chains that stand still, 1 for real sites drawn anew.
-    """
-    changed = [
-        jnp.any(a != b, axis=tuple(range(2, b.ndim)))  # of a categorical site two components do
-        for a, b in _pairs(before, after)
-    ]
-    return jnp.asarray(sum(map(jnp.sum, changed)) / sum(c.size for c in changed))
-
-
-def autocorrelation(before: Event, after: Event) -> Array:
-    """Correlation of what chains are with what they were, all sites together.
-
-    ρ = 1 - Σ_i E(x'_i - x_i)² / Σ_i (Var x_i + Var x'_i)
-
-    Means and variances are over chains. It is the autocorrelation at this lag, where the law of the
-    chains has not changed in between; a change of their mean lowers it. Sites weigh as they vary,
-    real ones in the units they come in. Chains that keep to modes of their own have one that stays
-    above 0 however long the lag, at the share of variance between the modes; others forget.
-
-    Args:
-      before: events of the chains, [C, ...].
-      after: events of the same chains, later.
-
-    Returns:
-      A number <= 1, []; 1 too if the chains do not differ, as of one chain alone. Over C chains
-      that have forgotten its standard deviation is about 1/√C, less with many independent sites.
-    """
-    gaps, spreads = [], []
-    for x, y in _pairs(before, after):
-        x, y = at_least_float32(jnp.asarray(x)), at_least_float32(jnp.asarray(y))
-        gaps.append(jnp.sum((y - x) ** 2) / y.shape[0])
-        spreads.append(jnp.sum(jnp.var(x, axis=0)) + jnp.sum(jnp.var(y, axis=0)))
-    gap, spread = jnp.asarray(sum(gaps)), jnp.asarray(sum(spreads))
-    return jnp.where(spread > 0, 1 - gap / jnp.where(spread > 0, spread, 1), 1.0)
-
-
-def _pairs(before: Event, after: Event) -> list[tuple[Array, Array]]:
-    return list(zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
 
 
 def check_sites(model: Product, num_sites: int | None = None) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from poejax import _checks, chains, diagnostics
+from poejax import _checks, chains
+from poejax._moves import moved
 from poejax._product import Product
 from poejax.estimators._common import Rule, advance, contrast, own_kernel, with_rows
 from poejax.types import Array, EstimatorInfo, Event, Kernel, Params, PersistentInfo, Weighted
@@ -64,8 +65,7 @@ class PersistentContrastiveDivergence(Rule):
         state = advance(rng_key, self.kernel, params, state, self.num_steps)
         x = jax.lax.optimization_barrier(state.x)  # lest XLA draw it anew for every figure
         grads, info = contrast(self.model, params, batch, x)
-        moved = diagnostics.flip_rate(before, x), diagnostics.autocorrelation(before, x)
-        return grads, state, PersistentInfo(*info, *moved)
+        return grads, state, PersistentInfo(*info, *moved(self.model.visible, before, x))
 
 
 def cd(model: Product, kernel: Kernel | None = None, num_steps: int = 1) -> ContrastiveDivergence:
