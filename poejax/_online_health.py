@@ -169,10 +169,12 @@ class OnlineHealth:
         """Return R̂, nR̂, ESS and τ of one leaf, [...] each."""
         num_chains = leaf.first.shape[0]
         half, index = num_full // 2, jnp.arange(self.num_batches)
-        # Differences of first values are exact, or nearly so, however far from zero they lie.
-        means = leaf.batches + (leaf.first - leaf.first[0])
+        # Differences of first values are exact, or nearly so, however far from zero they lie. They
+        # are added last: of chains that stand still nothing but zeros is to be left within.
+        means, places = leaf.batches, leaf.first - leaf.first[0]
         halves = jnp.stack([index < half, (index >= num_full - half) & (index < num_full)])
         half_means, half_squares = _pooled(halves, half, means)
+        half_means = half_means + places
         half_squares = length * half_squares + leaf.within * half / num_full
         steps = half * length
         within = jnp.mean(half_squares, axis=(0, 1)) / (steps - 1)
@@ -187,6 +189,7 @@ class OnlineHealth:
             (chain_means,), (squares,) = _pooled((index < num_full)[None], num_full, means)
             own = (length * squares + leaf.within) / (num_full * length - 1)
             number = superchains(num_chains, self.num_superchains)
+            chain_means = chain_means + places
             by_superchain = chain_means.reshape(number, -1, *chain_means.shape[1:])
             inside = jnp.mean(own, axis=0)
         if by_superchain.shape[1] > 1:
@@ -198,7 +201,7 @@ class OnlineHealth:
         most = min(self.num_batches, max(4, -(-64 // num_chains)))
         size = jnp.maximum(num_full // most, 1)
         stretches = (index // size == jnp.arange(most)[:, None]) & (index < num_full)
-        b, _ = _pooled(stretches, size, means)
+        b = _pooled(stretches, size, means)[0] + places
         is_one = (jnp.arange(most) < num_full).reshape(-1, *(1,) * (b.ndim - 1))
         count = num_chains * jnp.minimum(most, num_full)
         gaps = b - jnp.sum(b * is_one, axis=(0, 1)) / count
