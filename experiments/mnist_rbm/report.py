@@ -107,7 +107,7 @@ class ChainWatch:
         if self.x is None:
             return {}
         x, step, info = _chains_of(state), int(state.step), metrics.info
-        correlation = float(pj.diagnostics.autocorrelation(self.x, x))
+        correlation = float(_autocorrelation(self.x, x))
         taken, self.x, self.step = step - self.step, x, step
         if correlation > _FORGOTTEN and not self.is_said and devices.is_first():
             self.is_said = True
@@ -122,6 +122,10 @@ class ChainWatch:
             "chain_gap": float((info.data_log_density - info.model_log_density).mean()),
             "chain_autocorrelation": correlation,
         }
+
+
+# Compiled whole, as no process can look at what is spread over several of them.
+_autocorrelation = jax.jit(pj.diagnostics.autocorrelation)
 
 
 def _chains_of(state: training.TrainState) -> Any:
