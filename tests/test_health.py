@@ -12,7 +12,7 @@ from scipy import signal, stats
 
 import poejax as pj
 from poejax import chains, units
-from poejax.diagnostics import Health, has_mixed, health
+from poejax.diagnostics import Health, OnlineHealth, has_mixed, health
 
 pytest.importorskip("blackjax")
 STEPS, CHAINS, CASES = 200, 8, 40
@@ -248,7 +248,16 @@ def spins(params, state, info):
 
 
 def cases_of(found):
-    return [Health(*(f[i] for f in found)) for i in range(len(found.r_hat))]
+    """One Health per case, of a Health or an OnlineHealthResult with an axis of cases."""
+    fields = (found.r_hat, found.nested_r_hat, found[2], found[2], found.autocorrelation_time)
+    return [Health(*(f[i] for f in fields)) for i in range(len(found.r_hat))]
+
+
+@jax.jit
+def online(x):
+    observer = OnlineHealth(spins)
+    x = jnp.asarray(x, jnp.float32)
+    return observer.result(jax.lax.scan(observer.update, observer.init(x[0]), x)[0])
 
 
 def stuck(rng):
@@ -293,10 +302,11 @@ def test_planted_modes_are_modes():
         assert rbm_history(seed, 0.04)[1] > 0.5
 
 
-def test_stuck_chains_are_found_and_mixed_ones_are_left_alone():
-    missed = share_mixed(stuck(np.random.default_rng(10)))
+@pytest.mark.parametrize("look", [health, online])
+def test_stuck_chains_are_found_and_mixed_ones_are_left_alone(look):
+    missed = share_mixed(stuck(np.random.default_rng(10)), look)
     assert np.mean(list(missed.values())) <= 0.05, missed
-    found = share_mixed(mixed(np.random.default_rng(11)))
+    found = share_mixed(mixed(np.random.default_rng(11)), look)
     assert np.mean(list(found.values())) >= 0.95, found
 
 
