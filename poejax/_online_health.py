@@ -132,15 +132,16 @@ class OnlineHealth:
         """Take in one step of all chains, [C, ...]."""
         count, length, num_full, leaves = carry
         inside = count - num_full * length + 1
-        is_full = inside == length
 
         def one(leaf: _Leaf, v: Array) -> _Leaf:
-            return _seen(leaf, _widen(v), count == 0, inside, is_full, num_full)
+            return _seen(leaf, _widen(v), count == 0, inside)
 
         leaves = jax.tree.map(one, leaves, value, is_leaf=_is_leaf)
-        carry = OnlineHealthState(count + 1, length, num_full + is_full, leaves)
-        is_whole = carry.num_full == self.num_batches
-        return jax.lax.cond(is_whole, self._halved, lambda carry: carry, carry), None
+        carry = OnlineHealthState(count + 1, length, num_full, leaves)
+        # Loops, of one turn at most, leave what they do not touch where it is.
+        carry = jax.lax.while_loop(_is_full, _closed, carry)
+        whole = self.num_batches
+        return jax.lax.while_loop(lambda c: c.num_full == whole, self._halved, carry), None
 
     def _halved(self, carry: OnlineHealthState) -> OnlineHealthState:
         """Make one batch of every two."""
@@ -219,21 +220,33 @@ class OnlineHealth:
         )
 
 
-def _seen(
-    leaf: _Leaf, v: Array, is_first: Array, inside: Array, is_full: Array, num_full: Array
-) -> _Leaf:
-    """Take the value of a step into the batch that is being filled, and close it if it is full."""
+def _seen(leaf: _Leaf, v: Array, is_first: Array, inside: Array) -> _Leaf:
+    """Take the value of a step into the batch that is being filled."""
     first = jnp.where(is_first, v, leaf.first)
     gap = (v - first - leaf.mean) - leaf.mean_rest
-    mean, rest = add(leaf.mean, leaf.mean_rest, gap / inside)
-    term = gap * ((v - first - mean) - rest)
+    mean, mean_rest = add(leaf.mean, leaf.mean_rest, gap / inside)
+    term = gap * ((v - first - mean) - mean_rest)
     square, square_rest = add(leaf.square, leaf.square_rest, term)
-    within, within_rest = add(leaf.within, leaf.within_rest, jnp.where(is_full, square, 0))
-    batches = leaf.batches.at[num_full].set(jnp.where(is_full, mean + rest, leaf.batches[num_full]))
-    mean, rest, square, square_rest = (
-        jnp.where(is_full, 0, u) for u in (mean, rest, square, square_rest)
+    return leaf._replace(
+        first=first, mean=mean, mean_rest=mean_rest, square=square, square_rest=square_rest
     )
-    return _Leaf(first, mean, rest, square, square_rest, within, within_rest, batches)
+
+
+def _is_full(carry: OnlineHealthState) -> Array:
+    return carry.num_observed - carry.num_full * carry.length == carry.length
+
+
+def _closed(carry: OnlineHealthState) -> OnlineHealthState:
+    """Put the batch that is full with the others, and start another."""
+
+    def one(leaf: _Leaf) -> _Leaf:
+        zero = jnp.zeros_like(leaf.mean)
+        within, within_rest = add(leaf.within, leaf.within_rest, leaf.square)
+        batches = leaf.batches.at[carry.num_full].set(leaf.mean + leaf.mean_rest)
+        return _Leaf(leaf.first, zero, zero, zero, zero, within, within_rest, batches)
+
+    leaves = jax.tree.map(one, carry.leaves, is_leaf=_is_leaf)
+    return carry._replace(num_full=carry.num_full + 1, leaves=leaves)
 
 
 def _pooled(groups: Array, size: Array, means: Array) -> tuple[Array, Array]:
