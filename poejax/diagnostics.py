@@ -8,13 +8,27 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
+from poejax._health import Health as Health
+from poejax._health import has_mixed as has_mixed
+from poejax._health import health as health
+from poejax._moves import autocorrelation as autocorrelation
+from poejax._moves import flip_rate as flip_rate
 from poejax._numerics import as_float
+from poejax._online_health import OnlineHealth as OnlineHealth
+from poejax._online_health import OnlineHealthResult as OnlineHealthResult
 from poejax._product import Product
 from poejax.types import Array, Event, Params
 from poejax.units import Unit
 
 __all__ = [
+    "Health",
+    "OnlineHealth",
+    "OnlineHealthResult",
+    "autocorrelation",
     "check_sites",
+    "flip_rate",
+    "has_mixed",
+    "health",
     "neighbour_log_ratios",
     "pseudo_log_likelihood",
 ]

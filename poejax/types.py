@@ -21,6 +21,7 @@ __all__ = [
     "LossInfo",
     "MetropolisInfo",
     "Params",
+    "PersistentInfo",
     "PyTree",
     "Weighted",
 ]
@@ -88,6 +89,24 @@ class EstimatorInfo(NamedTuple):
     model_log_density: Array
 
 
+class PersistentInfo(NamedTuple):
+    """EstimatorInfo of a rule with persistent chains, and how far the update moved these, [] each.
+
+    model_log_density: of the chains; that it lies far from that of the data is the first sign that
+      they do not follow the model.
+    flip_rate: share of sites, over all chains, whose value is another after the update than before;
+      1 for real sites that are drawn anew.
+    autocorrelation: of the chains over one update, all sites together, about the mean of the chains
+      (`diagnostics.autocorrelation`). Near 1 where chains hardly move, or only within the mode
+      they are in; 1 too where they do not differ.
+    """
+
+    data_log_density: Array
+    model_log_density: Array
+    flip_rate: Array
+    autocorrelation: Array
+
+
 class LossInfo(NamedTuple):
     """The mean over the batch of the loss that a gradient is of, []; it is no likelihood."""
 
@@ -110,7 +129,8 @@ class Kernel(Protocol):
 class Estimator(Protocol):
     """A rule for the gradient of a loss to minimise: the negative log-likelihood, or a stand-in.
 
-    The last of what `grad` returns is its diagnostics: EstimatorInfo, LossInfo, or a rule's own.
+    The last of what `grad` returns is its diagnostics: EstimatorInfo, PersistentInfo,
+    LossInfo, or a rule's own.
     Where these have a `loss`, optimizers that need the loss itself get it.
 
     model: the product that is learned, whose visible units all data are checked against; None for a

@@ -170,7 +170,7 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
     step = int(state.step)
     log = runs.MetricsLog(workdir / "metrics.jsonl", step)
     clock, seconds = time.perf_counter(), log.last("seconds", step)
-    monitor = report.Monitor(run.model, data, config.seed)
+    monitor, watch = report.Monitor(run.model, data, config.seed), report.ChainWatch(state)
     total, chunk = config.num_epochs * per_epoch, config.epochs_per_report * per_epoch
 
     def note(state: training.TrainState, metrics: training.Metrics) -> None:
@@ -185,6 +185,7 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
             "examples_per_second": round(taken * config.batch_size / elapsed, 1),
             "grad_norm": float(metrics.grad_norm.mean()),
             **monitor(state.average),
+            **watch(state, metrics),
         }
         # Before the checkpoint: a kill in between leaves a line too many, which a resume drops.
         log.append(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,16 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from matplotlib.figure import Figure
+from tqdm.auto import tqdm
 
 import poejax as pj
 from experiments.lab import devices, own_data, runs, tables
 from experiments.lab.encoders import reconstruct
-from poejax import _meshes, plotting
+from poejax import _meshes, plotting, training
 from poejax.types import Array, Params
 
 _MONITORED = 500
 _PSEUDO_SITES = 20
 _TABLE_CHAINS = 500
+_FORGOTTEN = 0.25  # autocorrelation of chains between reports, above which they do not mix
 _PANELS = {
     "pseudo-log-likelihood (nats)": [
         "train_pseudo_log_likelihood",
@@ -30,6 +33,7 @@ _PANELS = {
     "score matching loss": ["train_score_matching", "validation_score_matching"],
     "free energy gap (nats)": ["free_energy_gap"],
     "squared error per pixel": ["reconstruction_error"],
+    "persistent chains": ["flip_rate", "chain_autocorrelation"],
     "examples per second": ["examples_per_second"],
 }
 
@@ -87,14 +91,59 @@ def _monitor(
     }
 
 
+class ChainWatch:
+    """How persistent chains move from report to report; says once if they do not mix."""
+
+    def __init__(self, state: training.TrainState) -> None:
+        """Remember where the chains of a run are, if it has some."""
+        self.x, self.step, self.is_said = _chains_of(state), int(state.step), False
+
+    def __call__(self, state: training.TrainState, metrics: training.Metrics) -> dict[str, float]:
+        """Return the figures of the updates since the last call.
+
+        The autocorrelation is that of the chains then and now, over all updates in between: chains
+        that keep to the digit that they show cannot bring it to 0.
+        """
+        if self.x is None:
+            return {}
+        x, step, info = _chains_of(state), int(state.step), metrics.info
+        correlation = float(_autocorrelation(self.x, x))
+        taken, self.x, self.step = step - self.step, x, step
+        if correlation > _FORGOTTEN and not self.is_said and devices.is_first():
+            self.is_said = True
+            tqdm.write(
+                f"warning: the persistent chains do not mix: their autocorrelation over {taken} "
+                f"updates is {correlation:.2f} at step {step}, expected at most {_FORGOTTEN}; "
+                "gradients are biased: lower --learning-rate, or raise --num-gibbs-steps",
+                file=sys.stderr,
+            )
+        return {
+            "flip_rate": float(info.flip_rate.mean()),
+            "chain_gap": float((info.data_log_density - info.model_log_density).mean()),
+            "chain_autocorrelation": correlation,
+        }
+
+
+# Compiled whole, as no process can look at what is spread over several of them.
+_autocorrelation = jax.jit(pj.diagnostics.autocorrelation)
+
+
+def _chains_of(state: training.TrainState) -> Any:
+    chains = getattr(state.estimator_state, "inner", state.estimator_state)  # of a centred rule
+    return getattr(chains, "x", None)
+
+
 def live_figures(record: dict[str, Any]) -> dict[str, str]:
     """Return the figures shown beside the progress bar."""
     scores = {"pseudo-ll": "pseudo_log_likelihood", "score": "score_matching"}
     score = {k: record[f"validation_{v}"] for k, v in scores.items() if f"validation_{v}" in record}
+    chains = {"flips": ("flip_rate", ".3f"), "chain gap": ("chain_gap", ".1f")}
+    chains |= {"chain acf": ("chain_autocorrelation", ".2f")}
     return {
         **{name: f"{value:.1f}" for name, value in score.items()},
         "recon": f"{record['reconstruction_error']:.4f}",
         "gap": f"{record['free_energy_gap']:.1f}",
+        **{name: f"{record[key]:{how}}" for name, (key, how) in chains.items() if key in record},
         "ex/s": f"{record['examples_per_second']:.0f}",
     }
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks, chains
+from poejax._moves import moved
 from poejax._product import Product
 from poejax.estimators._common import Rule, advance, contrast, own_kernel, with_rows
-from poejax.types import Array, EstimatorInfo, Event, Kernel, Params, Weighted
+from poejax.types import Array, EstimatorInfo, Event, Kernel, Params, PersistentInfo, Weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +59,13 @@ class PersistentContrastiveDivergence(Rule):
 
     def grad(
         self, rng_key: Array, params: Params, state: Any, batch: Event
-    ) -> tuple[Params, Any, EstimatorInfo]:
+    ) -> tuple[Params, Any, PersistentInfo]:
         """Advance the chains under the current params and contrast them with the batch [B, ...]."""
+        before = state.x
         state = advance(rng_key, self.kernel, params, state, self.num_steps)
-        grads, info = contrast(self.model, params, batch, state.x)
-        return grads, state, info
+        x = jax.lax.optimization_barrier(state.x)  # lest XLA draw it anew for every figure
+        grads, info = contrast(self.model, params, batch, x)
+        return grads, state, PersistentInfo(*info, *moved(self.model.visible, before, x))
 
 
 def cd(model: Product, kernel: Kernel | None = None, num_steps: int = 1) -> ContrastiveDivergence:
@@ -91,7 +94,8 @@ def pcd(
 ) -> PersistentContrastiveDivergence:
     """Persistent contrastive divergence (stochastic maximum likelihood).
 
-    grad = -E_data[∂ log f] + mean over chains of ∂ log f; unbiased for chains at equilibrium.
+    grad = -E_data[∂ log f] + mean over chains of ∂ log f; unbiased for chains at equilibrium. Its
+    info is a PersistentInfo, which says how far the update moved the chains.
 
     Args:
       model: the product.

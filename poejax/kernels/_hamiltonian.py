@@ -208,14 +208,15 @@ def hmc(
     )
 
 
-def import_blackjax() -> Any:
+def import_blackjax(
+    users: str = "kernels.mala, kernels.hmc and kernels.tune_step_size need",
+) -> Any:
     """Return the blackjax package, or say how to install it."""
     try:
         return importlib.import_module("blackjax")
     except ImportError as error:
         raise ImportError(
-            "kernels.mala, kernels.hmc and kernels.tune_step_size need the blackjax package: "
-            "pip install 'poejax[sampling]'"
+            f"{users} the blackjax package: pip install 'poejax[sampling]'"
         ) from error
 
 
