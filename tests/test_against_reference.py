@@ -199,11 +199,13 @@ def check(visible, hidden, gradient, tolerance):
         assert_gradients_agree(visible, hidden, grads, expected, tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("visible", "hidden"), PAIRINGS)
 def test_float32(visible, hidden):
     check(visible, hidden, estimated_gradient, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("visible", "hidden"), PAIRINGS)
 def test_float64(visible, hidden):
     with jax.enable_x64(True):

@@ -150,6 +150,7 @@ def check_files(workdir, results, figures):
     assert written == json.loads(json.dumps(results).replace("NaN", "null"))
 
 
+@pytest.mark.slow
 def test_ranking_small(tmp_path):
     config = ranking.PRESETS["smoke"]
     results = ranking.train_and_evaluate(config, tmp_path)

@@ -189,6 +189,7 @@ def test_an_exact_log_z_makes_no_nan():
     assert found.ci_low == found.mean == found.ci_high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "guard", [lambda: jax.debug_nans(True), lambda: jax.numpy_dtype_promotion("strict")]
 )

@@ -158,6 +158,7 @@ def test_bases_and_models_of_equal_shape_compile_once(compiles_nothing):
 # Annealing from them.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("exponent", "num_steps"), [(1.7, 60), (1.0, 200)])
 def test_evidence_of_square_student_t_products(exponent, num_steps):
     model = square(8)
@@ -175,6 +176,7 @@ def test_evidence_of_square_student_t_products(exponent, num_steps):
         assert float(found.ess) > 250
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_intervals_cover_over_random_student_t_products(size):
     model = square(size)
@@ -200,6 +202,7 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_evidence_of_other_student_t_products(name):
     model = PRODUCTS[name]
@@ -212,6 +215,7 @@ def test_evidence_of_other_student_t_products(name):
     assert abs(error) < 3.5 * float(found.std_err) < 0.15, error
 
 
+@pytest.mark.slow
 def test_reverse_from_exact_samples_brackets():
     model = square(2)
     params = draw(model, 0, (1.0, 1.0))

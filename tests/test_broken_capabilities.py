@@ -83,6 +83,7 @@ class TakesAnySize(units.Bernoulli):
             super().check(name, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("unit", "law"),
     [

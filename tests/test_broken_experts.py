@@ -153,6 +153,7 @@ class IdleLatentsSeeTheEvent(Mixture):
         return z | {"members": {n: e.sample_latent(rng_key, m, x) for _, n, e, m in pairs}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mutant", "law"),
     [
@@ -201,6 +202,7 @@ class SamplerOfEitherSide(Kinked):
         return jnp.where(jax.random.bernoulli(rng_key, 0.1), -z, z)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mutant", "law"),
     [(KinkOffByAPercent, "integral"), (MeanOfOneSide, "mean"), (SamplerOfEitherSide, "sample")],
@@ -212,6 +214,7 @@ def test_a_broken_latent_with_a_kink(mutant, law):
         check_expert(expert, params, rng_key=jax.random.key(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mutant", "hidden", "law", "beta"), MUTANTS, ids=[f"{m[0].__name__}-{m[2]}" for m in MUTANTS]
 )

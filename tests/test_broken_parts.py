@@ -149,6 +149,7 @@ def name_of(case):
     return type(case).__name__ if dataclasses.is_dataclass(case) else str(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unit", "law"), BROKEN_UNITS, ids=name_of)
 def test_a_broken_unit(unit, law):
     with pytest.raises(AssertionError, match=f"law '{law}' fails"):
@@ -220,6 +221,7 @@ BROKEN_KERNELS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "law"), BROKEN_KERNELS, ids=name_of)
 def test_a_broken_kernel(kernel, law):
     with pytest.raises(AssertionError, match=f"law '{law}' fails"):
@@ -301,6 +303,7 @@ def test_contrastive_divergence_is_told_that_it_is_biased():
         check_estimator(estimators.cd(BINARY), params, rng_key=KEY, is_gradient=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("estimator", "is_gradient", "law"), BROKEN_ESTIMATORS, ids=name_of)
 def test_a_broken_estimator(estimator, is_gradient, law):
     with pytest.raises(AssertionError, match=f"law '{law}' fails"):

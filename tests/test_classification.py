@@ -95,6 +95,7 @@ def test_an_epoch_is_chosen_by_validation_errors():
     jax.tree.map(np.testing.assert_array_equal, fit.best, tried[best])
 
 
+@pytest.mark.slow
 def test_smoke_study_resumes_and_takes_more_arms(tmp_path):
     config = dataclasses.replace(SMOKE, arms=("features", "hybrid"))
     first = classification.train_and_evaluate(config, tmp_path)
@@ -155,6 +156,7 @@ def prior_problem():
     return graph, jax.tree.unflatten(tree, leaves), jnp.array([1.0, 0.0, 1.0, 1.0, 0.0])
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_rbm_prior_has_the_gradient_of_the_exact_bound():
     graph, params, x = prior_problem()
     expected = jax.grad(lambda p: -exact_elbo(nnx.merge(graph, p), x))(params)
@@ -207,6 +209,7 @@ def test_the_bounds_of_the_rbm_prior_against_enumeration():
     assert elbo < evidence
 
 
+@pytest.mark.slow
 def test_smoke_run_of_the_rbm_prior(tmp_path):
     config = dataclasses.replace(rbm_prior.PRESETS["smoke"], num_epochs=2)
     results = rbm_prior.train_and_evaluate(config, tmp_path)

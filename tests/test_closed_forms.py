@@ -86,6 +86,7 @@ def grid_log_z(model, params):
     return jax.nn.logsumexp(log_p) + 2 * jnp.log(GRID[1] - GRID[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_value_and_gradient_against_a_grid(name, setting):
     model, params = setting(name)
@@ -220,6 +221,7 @@ def p_values(model, params, x):
     return min(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_draws_follow_the_density(name, setting):
     model, params = setting(name)

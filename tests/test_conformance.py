@@ -16,18 +16,21 @@ OF_ESTIMATORS = ALWAYS | {"structure", "state", "weights", "scan"}
 TOO_LARGE = {"gaussian-full", "standard-gaussians", "relus", "joint-of-joints"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNITS)
 def test_units(name):
     laws = OF_UNITS if name in TOO_LARGE else OF_UNITS | {"partition"}
     assert set(check_unit(UNITS[name], rng_key=jax.random.key(0))) == laws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels(name):
     kernel, params = KERNELS[name]
     assert set(check_kernel(kernel, params, rng_key=jax.random.key(0))) == OF_KERNELS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_estimators(name):
     estimator, options = ESTIMATORS[name]

@@ -76,6 +76,7 @@ DRAWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWN)
 def test_exact_draws_and_a_sweep_from_them(name):
     model = FAMILIES[name]
@@ -170,6 +171,7 @@ def bases(model, params, x):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "place"),
     [

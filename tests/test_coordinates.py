@@ -94,6 +94,7 @@ def errors(name, run=_answers, places=PLACES):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_densities_and_conditionals_at_every_place(name):
     found = errors(name)
@@ -133,6 +134,7 @@ EXACT += ["diag joint mixture", "diag sum", "diag power", "diag unigauss", "diag
 LOW = ("diag linear bank", "diag mixture", "diag sum", "diag power", "full student-t")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_log_z_is_the_integral_over_x(name):
     model = FAMILIES[name]

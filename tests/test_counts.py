@@ -57,6 +57,7 @@ def some_events(found, count=5):
     return reference.random_events(rng, found.visible, count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("name", PAIRS)
 def test_densities_conditionals_log_z_and_gradients(name, wide):
@@ -226,6 +227,7 @@ def test_propriety_over_counts_beside_reals():
         assert propriety.classify(model, params).verdict == verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ratings, bits", "counts, bits"])
 def test_learning_finds_that_two_counts_go_together(name):
     model = build(*PAIRS[name][2:])
@@ -270,6 +272,7 @@ def test_draws_under_another_generator():
     assert np.abs(score).max() < 4
 
 
+@pytest.mark.slow
 def test_a_unit_of_ones_own_does_the_same():
     """Nothing of the library knows `tutorial_unit.Geometric`."""
     visible = Geometric(2, 6)

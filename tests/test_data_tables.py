@@ -33,6 +33,7 @@ def check(function: cases.Function, table: cases.Table) -> None:
     assert function.is_right(table.x, found), f"{table.about}: wrong in silence"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 @_SETTINGS
 @given(table=cases.real_tables())
@@ -40,6 +41,7 @@ def test_real_tables_are_taken_right_or_refused(name: str, table: cases.Table) -
     check(REAL[name], table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BINARY)
 @_SETTINGS
 @given(table=cases.binary_tables())

@@ -100,6 +100,7 @@ def test_pcd_is_unbiased_at_equilibrium(random_params):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_cd_k_is_the_expectation_under_k_steps_from_the_data(random_params, num_steps):
     params = random_params(MODEL, scale=1.5)
@@ -179,6 +180,7 @@ def test_centring_makes_learning_blind_to_which_value_is_zero(random_params):
         assert bool(same) == wrap
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [pj.units.Spin(3), pj.units.Categorical(2, 3)])
 @pytest.mark.parametrize(
     "visible",

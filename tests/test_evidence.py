@@ -27,6 +27,7 @@ def estimate_and_truth(model, seed, random_params, scale=0.8):
     return evidence.ais(jax.random.key(seed), model, params, base, BETAS, 100), truth
 
 
+@pytest.mark.slow
 def test_intervals_cover_and_errors_are_centred_over_200_random_rbms(random_params):
     estimates, truths = zip(
         *(estimate_and_truth(RBM, seed, random_params) for seed in range(200)), strict=True
@@ -88,6 +89,7 @@ PAIRINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRINGS)
 def test_ais_for_other_units(name, random_params):
     visible, hidden = PAIRINGS[name]

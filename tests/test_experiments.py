@@ -59,6 +59,7 @@ def command(*args: str) -> list[str]:
     return [sys.executable, "-m", "experiments.mnist_rbm", "--preset", "smoke", *args]
 
 
+@pytest.mark.slow
 def test_smoke_run_writes_everything_a_user_looks_at(tmp_path):
     results = mnist_rbm.train_and_evaluate(SMOKE, tmp_path)
     low, high = results["test_interval"]
@@ -97,6 +98,7 @@ def test_impossible_options_end_in_one_clear_message(args, message, assert_refus
     assert_refused(mnist_rbm.main, args, message)
 
 
+@pytest.mark.slow
 def test_resume_needs_the_workdir_only_and_may_train_on(finished, main, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     before = json.loads((run / "results.json").read_text())
@@ -212,6 +214,7 @@ def test_paths_with_a_home_folder_and_empty_ones(main, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["home"]
 
 
+@pytest.mark.slow
 def test_divergence_exits_non_zero_and_keeps_the_last_good_checkpoint(tmp_path):
     args = ["--learning-rate", "1e38", "--workdir", str(tmp_path / "run")]
     done = subprocess.run(command(*args), cwd=ROOT, capture_output=True, text=True, check=False)
@@ -221,6 +224,7 @@ def test_divergence_exits_non_zero_and_keeps_the_last_good_checkpoint(tmp_path):
     assert pj.checkpoint.latest_step(tmp_path / "run" / "checkpoints") == 0
 
 
+@pytest.mark.slow
 def test_killed_five_times_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path):
     options = ["--num-epochs", "60", "--epochs-per-report", "1", "--num-hidden", "8"]
     options += ["--ais-steps", "2", "--sample-steps", "1"]
@@ -287,6 +291,7 @@ def test_bars_and_stripes_small(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["tables"] == results["tables"]
 
 
+@pytest.mark.slow
 def test_benchmark_small(tmp_path):
     results = benchmark.train_and_evaluate(benchmark.PRESETS["smoke"], tmp_path)
     rows = results["rows"]
@@ -308,6 +313,7 @@ def test_heavy_tails_small(tmp_path):
         heavy_tails.Config(sizes=(3, 4), num_chains=(20,))
 
 
+@pytest.mark.slow
 def test_student_t_evidence_small(tmp_path):
     config = student_t_evidence.Config(
         size=2, exponents=(1.5,), num_betas=40, num_chains=100, num_seeds=1

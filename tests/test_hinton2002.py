@@ -133,6 +133,7 @@ def test_cell_masses_of_known_densities():
     assert grid.total_variation(points + 100, masses) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_smoke_run_learns_and_writes_results(tmp_path):
     results = hinton2002.train_and_evaluate(hinton2002.PRESETS["smoke"], tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == results

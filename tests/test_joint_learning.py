@@ -25,6 +25,7 @@ def batch(num_rows=6):
     return jax.vmap(VISIBLE.random_event)(keys)
 
 
+@pytest.mark.slow
 def test_the_discriminative_gradient(random_params):
     params, x = random_params(MODEL), batch()
 
@@ -111,6 +112,7 @@ def observed_nll(params, data):
     return jax.nn.logsumexp(log_p) - jnp.mean(log_joint)
 
 
+@pytest.mark.slow
 def test_the_gradient_from_incomplete_events_is_unbiased(random_params):
     params, data = random_params(RBM, scale=0.7), incomplete()
     expected = jax.grad(observed_nll)(params, data)
@@ -130,6 +132,7 @@ def test_the_gradient_from_incomplete_events_is_unbiased(random_params):
     assert max(scores(taken)) > 4.3
 
 
+@pytest.mark.slow
 def test_training_on_incomplete_events_raises_their_likelihood():
     data = incomplete(40)
     estimator = estimators.imputed(

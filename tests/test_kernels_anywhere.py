@@ -32,6 +32,7 @@ def by_mala(path):
     return kernels.mala(path, 0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [by_gradients, by_hmc, by_mala])
 def test_annealing_both_ways_against_exact_log_z(make, random_params):
     if make is by_gradients:
@@ -67,6 +68,7 @@ LEARNERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNERS)
 def test_learning_lowers_the_exact_nll(name):
     estimator, tx = LEARNERS[name], optax.adam(0.03)
@@ -96,6 +98,7 @@ def test_chains_are_bitwise_the_same_on_1_and_8_devices(random_params):
     np.testing.assert_array_equal(a.x, b.x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [by_gradients, by_hmc])
 def test_an_equal_kernel_rebuilt_compiles_nothing(make, random_params, compiles_nothing):
     build = functools.partial(

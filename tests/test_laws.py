@@ -142,16 +142,22 @@ def table():
     yield "many-real", HiddenBank(visible, units.StandardGaussian(3)), ALWAYS | {"mean"}
 
 
-ROWS = list(table())
+def rows():
+    """All of them; pairs of unlike units are slow, and the like ones say nearly as much."""
+    for name, *row in table():
+        visible, _, hidden = name.partition("-")
+        is_unlike = visible != hidden and visible in VISIBLE and hidden in HIDDEN
+        yield pytest.param(*row, id=name, marks=[pytest.mark.slow] if is_unlike else [])
 
 
-@pytest.mark.parametrize(("expert", "laws"), [r[1:] for r in ROWS], ids=[r[0] for r in ROWS])
+@pytest.mark.parametrize(("expert", "laws"), rows())
 def test_laws(expert, laws):
     checked = check_expert(expert, random_params(expert), rng_key=jax.random.key(1))
     assert set(checked) == laws
     assert len(checked) == len(laws)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "expert"), [*opaque()], ids=lambda v: v if type(v) is str else "")
 def test_laws_of_opaque_experts(name, expert):
     assert expert.is_opaque
@@ -166,6 +172,7 @@ def test_an_opaque_product_keeps_the_latents_that_it_knows():
     assert set(checked) == ALWAYS - {"field"} | {"mean"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "left_out", "laws"), [r[1:] for r in masked()], ids=[r[0] for r in masked()]
 )
@@ -174,6 +181,7 @@ def test_laws_with_experts_left_out(model, left_out, laws):
     assert set(check_expert(model, params, rng_key=jax.random.key(1))) == laws
 
 
+@pytest.mark.slow
 def test_laws_of_a_positive_latent():
     # Integrated on a logarithmic grid, with a density that is infinite at zero when nu < 1.
     params = {"alpha": jnp.array([1.3]), "nu": jnp.array([1.2])}
@@ -181,6 +189,7 @@ def test_laws_of_a_positive_latent():
     assert set(checked) == ENUMERATED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("c", [2.0, -1.0])
 def test_laws_of_a_latent_whose_density_has_a_kink(c):
     expert = Kinked(units.Bernoulli(4))
@@ -189,6 +198,7 @@ def test_laws_of_a_latent_whose_density_has_a_kink(c):
         assert set(check_expert(expert, params, rng_key=jax.random.key(seed))) == ENUMERATED
 
 
+@pytest.mark.slow
 def test_too_many_latents_to_sum_over():
     # 2^16 latent states: Monte Carlo laws only.
     expert = HiddenBank(units.Bernoulli(2), units.Bernoulli(16))
@@ -196,6 +206,7 @@ def test_too_many_latents_to_sum_over():
     assert set(checked) == ALWAYS | {"mean"}
 
 
+@pytest.mark.slow
 def test_laws_in_float64():
     with jax.enable_x64(True):
         expert = HiddenBank(units.Bernoulli(2), units.Bernoulli(2))
@@ -243,6 +254,7 @@ def test_default_params_are_not_too_small_to_matter():
         check_expert(expert, rng_key=jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

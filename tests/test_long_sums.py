@@ -25,6 +25,7 @@ def four_states_at_a_time(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", [0.0, 300.0, 1e4])
 def test_log_z_and_its_gradient_over_16384_chunks(field, four_states_at_a_time):
     # Folded one by one each chunk adds less than half an ulp of log Z: ½ comes out as 0.6 or 1.

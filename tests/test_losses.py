@@ -47,11 +47,13 @@ def gradient_at_the_truth(estimator):
         return flat(jax.jit(jax.grad(lambda q: expected_loss(estimator, q, p)))(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISCRETE)
 def test_the_expected_gradient_is_zero_at_the_truth(name):
     assert np.abs(gradient_at_the_truth(DISCRETE[name])).max() < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISCRETE)
 def test_ratios_at_twice_the_inverse_temperature_would_be_seen(name, monkeypatch):
     right = diagnostics.neighbour_log_ratios
@@ -130,6 +132,7 @@ def continuous_reference(kind, estimator, vector, x, keys):
     return np.mean(0.5 * np.sum(score**2, axis=1) + trace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*DISCRETE, *CONTINUOUS])
 def test_loss_and_gradient_against_numpy(name):
     estimator = (DISCRETE | CONTINUOUS)[name]
@@ -156,6 +159,7 @@ def test_loss_and_gradient_against_numpy(name):
     assert info._fields == ("loss",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pseudo", "pseudo-one-hot", "flow", "ratio"])
 def test_minimising_over_the_full_distribution_finds_the_truth(name):
     estimator = DISCRETE[name]
@@ -180,6 +184,7 @@ def test_minimising_over_the_full_distribution_finds_the_truth(name):
         assert kl(found.x) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "centre"), [("pseudo", True), ("flow", False), ("ratio", True)])
 def test_training_on_exact_samples_approaches_the_truth(name, centre):
     estimator = DISCRETE[name]
@@ -245,6 +250,7 @@ def test_integers_and_low_precision_are_scored_in_float32():
         np.testing.assert_array_equal(found[2], found[0])
 
 
+@pytest.mark.slow
 def test_equal_estimators_compile_once(compiles_nothing):
     x = exact_events(TRUTH)[:64]
     tx = optax.sgd(0.01)

@@ -60,6 +60,7 @@ CASES: dict[str, Callable[[], tuple[Callable[..., Any], Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("name", CASES)
 def test_lowers(name, platform):

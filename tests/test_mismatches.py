@@ -46,6 +46,7 @@ def test_a_run_with_an_average_and_a_state_without():
         dataclasses.replace(RUN, model=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [estimators.pcd(RBM, 10), estimators.pseudo_likelihood(RBM)])
 def test_batches_of_rows_without_weight_move_nothing(rule):
     weights = np.zeros(100)

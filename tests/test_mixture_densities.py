@@ -38,6 +38,7 @@ def family_params(family, seed=0):
     return random_bernoulli_mixture(seed) if family == "bernoulli" else random_mixture(family, seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_densities_and_responsibilities_against_numpy(family):
     params = family_params(family)
@@ -78,6 +79,7 @@ def cell_scores(params, x, edges):
     return (counts - len(x) * p)[enough] / np.sqrt(len(x) * p * (1 - p))[enough]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_samples_follow_the_density(covariance):
     params = random_mixture(covariance, seed=1)

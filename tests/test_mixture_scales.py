@@ -152,6 +152,7 @@ def fit_without_a_ridge(x):
     return mixtures.fit_em(KEY, x, 2, covariance="diag", ridge=0.0)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constant", [0.0, 0.1, 7.1, 1e6 + 0.1, 1e-20, 1e12])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_constant_columns_are_told_whatever_the_constant(constant, dtype):
@@ -193,6 +194,7 @@ def test_the_default_ridge_has_the_units_of_the_data():
 # --- events far off -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", COVARIANCES)
 @pytest.mark.parametrize("size", [1e3, 1e10, 1e18, 1e20, 9.97e36])
 def test_responsibilities_of_far_events_against_float64(covariance, size):
@@ -216,6 +218,7 @@ def test_responsibilities_of_far_events_against_float64(covariance, size):
         np.testing.assert_allclose(gradients.means, by_mean, rtol=1e-4, atol=1e-4 * size)
 
 
+@pytest.mark.slow
 def test_a_component_near_the_event_wins_over_far_ones():
     params = mixtures.MixtureParams(
         np.log([0.25, 0.75]), np.array([[1e20, 0.0], [0.0, 0.0]]), np.array([1e30, 1.0])
@@ -250,6 +253,7 @@ def test_densities_of_64_bit_whole_numbers():
     np.testing.assert_allclose(mixtures.log_prob(params, event), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_widths_may_be_mixed_under_x64():
     with jax.enable_x64(True):
         for dtype, wide in ((np.float32, False), (np.float64, True), (np.int64, True)):

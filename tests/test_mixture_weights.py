@@ -32,6 +32,7 @@ def repeated(*arrays):
     return [np.repeat(a, COUNTS, axis=0) for a in arrays]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", COVARIANCES)
 @pytest.mark.parametrize("start", ["params", "responsibilities"])
 def test_weights_of_em_are_repeated_rows(covariance, start):
@@ -80,6 +81,7 @@ def test_weights_of_bernoulli_em_are_repeated_rows():
     assert_same_params(small[0], expected[0], 2e-4)
 
 
+@pytest.mark.slow
 def test_weights_of_all_ones_are_none():
     x = gaussian_data()
     ones = np.ones(N, int)
@@ -90,6 +92,7 @@ def test_weights_of_all_ones_are_none():
     assert_same_params(a, b, 1e-5)
 
 
+@pytest.mark.slow
 def test_weights_of_kmeans_are_repeated_rows():
     x = gaussian_data()
     start = clusters.plus_plus(KEY, jnp.asarray(x), K)
@@ -123,6 +126,7 @@ def test_seeds_are_drawn_in_proportion_to_weight_and_squared_distance():
     assert np.abs(z).max() < reference.z_threshold(z.size)
 
 
+@pytest.mark.slow
 def test_rows_of_weight_zero_are_absent():
     x = gaussian_data()
     x[:50] = 1e3

@@ -30,6 +30,7 @@ from poejax import mixtures
 # --- EM for Gaussians -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_em_against_numpy_step_by_step(covariance):
     x, start, ridge = gaussian_data(num_dims=3), random_mixture(covariance, 3, num_dims=3), 0.01
@@ -52,6 +53,7 @@ def test_em_against_numpy_step_by_step(covariance):
     assert_same_params(params, expected, 2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", COVARIANCES)
 @pytest.mark.parametrize("x64", [False, True])
 def test_em_matches_scikit_learn_from_the_same_start(covariance, x64):
@@ -97,6 +99,7 @@ def test_em_matches_scikit_learn_from_the_same_start(covariance, x64):
         assert abs(float(log_p.mean()) - theirs.score(x)) < (1e-6 if x64 else 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_the_log_likelihood_never_falls(covariance):
     rng = np.random.default_rng(0)
@@ -260,6 +263,7 @@ def test_bad_input_of_the_others_is_named():
         mixtures.kmeans(KEY, WITH_NAN, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_tol_zero_ends_where_rounding_refuses_a_step(seed):
     # One Gaussian is fitted by one step; the next ones change nothing but the last bit. With the

@@ -51,6 +51,7 @@ def densities_on_the_grid(model, fusion, given):
     return np.asarray(log_p, float), q
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["product", "mixture"])
 def test_bounds_against_quadrature(fusion):
     model, count = small_model(), 20_000
@@ -105,6 +106,7 @@ def halves_of_bits():
     return halves.Halves((2, 2), "left-right", train, test, test), states
 
 
+@pytest.mark.slow
 def test_the_baselines_are_normalised_and_consistent():
     data, states = halves_of_bits()
     mixture = halves.mixture_scores(jax.random.key(0), data, 3)
@@ -134,6 +136,7 @@ def test_cutting_and_joining(how):
     np.testing.assert_array_equal(halves.join(views, (2, 6), how), images)
 
 
+@pytest.mark.slow
 def test_smoke_run_learns_and_writes_everything(tmp_path):
     config = multimodal_vae.PRESETS["smoke"]
     results = multimodal_vae.train_and_evaluate(config, tmp_path)

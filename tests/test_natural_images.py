@@ -43,6 +43,7 @@ def test_whitening_is_white_and_goes_back():
         ica.whitening(x, 5)
 
 
+@pytest.mark.slow
 def test_every_rule_recovers_three_sources(tmp_path):
     results = source_recovery.train_and_evaluate(SMALL, tmp_path)
     for source in source_recovery.SOURCES:
@@ -150,6 +151,7 @@ def test_measures_tell_points_from_waves():
     assert np.all(of_waves["spatial"] > 0.4)
 
 
+@pytest.mark.slow
 def test_natural_images_small(tmp_path):
     results = natural_images.train_and_evaluate(natural_images.PRESETS["smoke"], tmp_path)
     models = results["models"]

@@ -62,6 +62,7 @@ def neighbours(unit, x):
     return np.array(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("visible", [BITS, SPINS, LETTERS], ids=str)
 def test_ratios_are_those_of_the_densities(visible, random_params):
     model = over(visible)
@@ -116,6 +117,7 @@ def test_other_units_are_refused():
             pj.diagnostics.neighbour_log_ratios(model, {}, jnp.zeros(2), jnp.arange(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -15,6 +15,7 @@ from poejax import nn, stacks
 RBM = pj.models.rbm(6, 4)
 
 
+@pytest.mark.slow
 def test_a_product_in_an_nnx_tree(random_params):
     params = random_params(RBM)
     module = nn.ProductModule(RBM, params=params)
@@ -28,6 +29,7 @@ def test_a_product_in_an_nnx_tree(random_params):
     assert drawn.params["hidden"]["w"].shape == (6, 4)
 
 
+@pytest.mark.slow
 def test_the_surrogate_is_the_contrastive_gradient(random_params):
     module = nn.ProductModule(RBM, params=random_params(RBM))
     data, model = RBM.visible.states()[:7], RBM.visible.states()[20:]
@@ -89,6 +91,7 @@ def greedy(x, sizes=(5, 3)):
     )
 
 
+@pytest.mark.slow
 def test_a_stack_becomes_a_network():
     x = pj.datasets.bars_and_stripes(3).astype(np.float32)
     stack = greedy(x)

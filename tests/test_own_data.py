@@ -130,6 +130,7 @@ RNG = np.random.default_rng(0)
 SQUARE = RNG.integers(0, 256, (20, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "units", "kind", "visible", "shape"),
     [
@@ -217,6 +218,7 @@ def test_standard_units_lose_nothing_far_from_zero(tmp_path, offset, scale):
     np.testing.assert_allclose(data.to_values(data.train), train, atol=2e-6 * scale)
 
 
+@pytest.mark.slow
 def test_real_values_end_to_end_in_the_units_of_the_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     z = RNG.standard_normal((60, 2)) @ np.array([[1.0, 0.6], [0.0, 0.8]])
@@ -250,6 +252,7 @@ def test_real_values_end_to_end_in_the_units_of_the_file(tmp_path, monkeypatch, 
         mnist_rbm.train_and_evaluate(resumed, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_categories_end_to_end(tmp_path):
     path = tmp_path / "survey.csv"
     rows = RNG.integers(1, 4, (60, 3))

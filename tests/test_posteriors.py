@@ -18,6 +18,7 @@ NUM_CHAINS = 32
 MIXED = units.Joint(image=units.Bernoulli(3), label=units.Categorical(1, 3))
 
 
+@pytest.mark.slow
 def test_noise_on_joint_units_damages_every_block(random_params):
     bank = experts.HiddenBank(MIXED, units.Bernoulli(3))
     model = pj.product(MIXED, bias=experts.Bias(MIXED), hidden=bank)
@@ -48,6 +49,7 @@ def test_noise_levels_are_leaves():
     np.testing.assert_allclose(fields[:, 0], np.log([9, 4]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_observed_comes_back_exactly(random_params):
     model = pj.models.gaussian_rbm(2, 3)
     x = np.array([[0.3, 1000.1]], np.float32)
@@ -60,6 +62,7 @@ def test_what_is_observed_comes_back_exactly(random_params):
     np.testing.assert_array_equal(found.std_err, np.zeros_like(x))
 
 
+@pytest.mark.slow
 def test_gradients_reach_rate_and_parameters_past_the_burn_in(random_params):
     # Means of conditionals given the chains' latents depend smoothly on rate and parameters.
     params, x = random_params(RBM), jnp.ones((2, 6))
@@ -77,6 +80,7 @@ def test_gradients_reach_rate_and_parameters_past_the_burn_in(random_params):
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.bfloat16, jnp.float32])
 def test_data_of_another_dtype_than_the_parameters(dtype, random_params):
     params, x = random_params(RBM), np.tile([1, 0], (2, 3))

@@ -40,6 +40,7 @@ def test_margins_are_paired_by_seed():
     assert std_err == pytest.approx(differences.std(ddof=1) / np.sqrt(3))
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     whole = pretraining.train_and_evaluate(SMOKE, tmp_path / "whole")
     assert len(whole) == 2 * 2 * 2  # depths, arms, seeds
@@ -87,6 +88,7 @@ def test_a_killed_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert [row[:3] for row in table["rows"]] == [["40", "1", "2-3"], ["40", "2", "2"]]
 
 
+@pytest.mark.slow
 def test_vmapped_networks_are_those_trained_one_by_one(tmp_path):
     config = dataclasses.replace(SMOKE, depths=(1,), arms=("random",), learning_rates=(1e-2,))
     results = [
@@ -102,6 +104,7 @@ def test_vmapped_networks_are_those_trained_one_by_one(tmp_path):
     assert first != second
 
 
+@pytest.mark.slow
 def test_going_on_above_learned_layers_is_bitwise_one_call():
     x = pj.datasets.bars_and_stripes(3).astype(np.float32)
     tx = optax.sgd(0.3)

@@ -74,6 +74,7 @@ def alone():
     return cases.learn(None)
 
 
+@pytest.mark.slow
 def test_two_processes_draw_what_one_device_draws(folder, alone):
     with np.load(folder / "seen.npz") as seen:
         draws, chains, log_weights, *looked = seen.values()
@@ -87,6 +88,7 @@ def test_two_processes_draw_what_one_device_draws(folder, alone):
     np.testing.assert_array_equal(checkpoint.load_params(folder / "alone")["w"], np.ones(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data_devices", "model_devices"), [(1, 1), (2, 1), (2, 4)])
 def test_what_two_processes_saved_is_restored_on_any_number_of_devices(
     folder, alone, data_devices, model_devices
@@ -118,6 +120,7 @@ def test_eight_devices_save_what_one_and_two_restore(tmp_path, alone):
             assert bool((a == b).all())
 
 
+@pytest.mark.slow
 def test_a_run_whose_second_process_is_killed_goes_on_in_one(tmp_path):
     run, logs = tmp_path / "run", [tmp_path / f"{i}.log" for i in range(2)]
     options = [

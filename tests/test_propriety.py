@@ -242,6 +242,7 @@ def test_nested_products_are_flattened_and_absent_experts_left_out():
     assert "no expert decays along the 1-dim" in propriety.classify(model, masked).reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [units.GaussianDiag(2), units.Gaussian(2)], ids=str)
 def test_tails_state_the_density_far_out(unit):
     """Along rays, log f(s x) / s² tends to ½ (growth - decay), and the rest to the powers."""

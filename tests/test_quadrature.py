@@ -92,6 +92,7 @@ def test_a_neural_expert_needs_nothing_but_its_density():
         pj.exact.sample(jax.random.key(0), OPAQUE, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_peaks_sharp_or_far_apart(size, random_params):
     # A normalised mixture of nine narrow peaks, around a centre far from zero.
@@ -109,6 +110,7 @@ def test_peaks_sharp_or_far_apart(size, random_params):
         assert float(found.error) < 3e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_ridges_that_run_to_infinity_off_the_axes(size):
     visible = units.Gaussian(size)
@@ -125,6 +127,7 @@ def test_ridges_that_run_to_infinity_off_the_axes(size):
     assert abs(float(found.log_z) - float(pj.exact.log_z(model, params))) > 2e-3
 
 
+@pytest.mark.slow
 def test_three_units_against_latent_enumeration(random_params):
     visible = units.Gaussian(3)
     model = pj.product(
@@ -157,6 +160,7 @@ def test_more_hidden_units_than_can_be_enumerated(random_params):
     assert float(pj.exact.log_z(model, params)) == pytest.approx(np.log(expected) + 150, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_improper_products_are_never_finite():
     evaluate = jax.jit(pj.exact.log_z, static_argnums=0)
     for nu in ([0.2, 0.25], [0.25, 0.25], [0.01, 0.01]):  # |x|^-0.9, |x|^-1, nearly flat
@@ -199,6 +203,7 @@ def test_log_prob_is_the_density_of_draws():
     assert abs(log_p.mean() + entropy) < 4.5 * log_p.std() / np.sqrt(len(log_p))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [2, 4])
 def test_a_density_that_grows_is_refused(power):
     line = units.GaussianDiag(1)
@@ -215,6 +220,7 @@ def test_a_density_that_grows_is_refused(power):
 PLANE = units.Gaussian(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "wide", "models"),
     [

@@ -85,6 +85,7 @@ def test_neighbouring_seeds_are_unrelated():
     assert np.abs(z).max() < 4.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("a", [-20.0, -15.0, -3.0, -0.1, 0.0, 0.1, 3.0, 15.0, 20.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_bits_have_their_odds_in_both_tails(monkeypatch, a, dtype):
@@ -107,6 +108,7 @@ def test_bits_are_monotone_in_their_odds():
     assert (np.diff(np.asarray(draws).astype(int), axis=0) >= 0).all()
 
 
+@pytest.mark.slow
 def test_bits_at_the_ends_of_the_range():
     odds = jnp.asarray([-jnp.inf, jnp.inf, -200.0, 200.0, jnp.nan])
     draws = jax.vmap(lambda key: _random.bernoulli(key, odds))(
@@ -115,6 +117,7 @@ def test_bits_at_the_ends_of_the_range():
     np.testing.assert_array_equal(draws.mean(axis=0), [0, 1, 0, 1, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_normal_draws(dtype):
     with jax.enable_x64(True):
@@ -150,6 +153,7 @@ def test_categories_have_their_frequencies():
     assert stats.chisquare(counts, 1e6 * np.asarray([0.6, 0.3, 0.0999, 1e-4])).pvalue > 0.001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 1000, 4097])
 def test_a_permutation_takes_every_value_once(size):
     order = _random.permuted(jax.random.key(0), jnp.arange(size), size)
@@ -187,6 +191,7 @@ def test_generator_needs_its_command(tmp_path, monkeypatch):
         generator.train_and_evaluate(generator.PRESETS["smoke"], tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("dieharder") is None, reason="dieharder is not installed")
 def test_generator_small(tmp_path):
     config = dataclasses.replace(generator.PRESETS["smoke"], tests=(8, 15))

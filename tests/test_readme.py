@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 TEXT = (Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -16,6 +18,7 @@ def test_it_can_be_read_in_one_sitting():
     assert TEXT.count("\n") <= 150
 
 
+@pytest.mark.slow
 def test_python_blocks_run_and_reach_what_they_say(capsys):
     assert len(BLOCKS) == 4
     names: dict[str, object] = {}

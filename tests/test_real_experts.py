@@ -76,6 +76,7 @@ def run_chains(model, params, num_steps=60):
     return pj.chains.run(jax.random.key(2), kernel, params, states, num_steps)[0].x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_chains_follow_the_density(name, random_params):
     model = PRODUCTS[name]
@@ -84,6 +85,7 @@ def test_chains_follow_the_density(name, random_params):
     assert p_values.min() > 1e-4 / (2 * len(PRODUCTS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mutate",
     [
@@ -101,6 +103,7 @@ def test_the_same_statistic_sees_a_wrong_sampler(mutate, random_params):
     assert p_values.min() < 1e-4 / (2 * len(PRODUCTS))
 
 
+@pytest.mark.slow
 def test_square_student_t_has_its_closed_form():
     # y = Wᵀx decouples the experts: Z = |det W|⁻¹ Π ∫ (α + y²)^-ν dy.
     model = pj.product(PLANE, heavy=experts.StudentT(PLANE, 2))
@@ -125,6 +128,7 @@ def test_square_student_t_has_its_closed_form():
     assert found == pytest.approx(expected, abs=2e-3)  # the tails beyond the grid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [8, 64])
 def test_heavy_tails_give_no_nan(size):
     visible = units.Gaussian(size)
@@ -137,6 +141,7 @@ def test_heavy_tails_give_no_nan(size):
     assert bool(jnp.isfinite(states.x).all())
 
 
+@pytest.mark.slow
 def test_full_precision_units_against_linear_algebra():
     rng = np.random.default_rng(0)
     rows, linear = rng.normal(size=(6, 4)), rng.normal(size=4)
@@ -198,6 +203,7 @@ def test_rows_that_do_not_span_the_space_are_improper():
         pj.exact.log_z(model, model.init(jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_exact_log_z_of_mixture_products_against_quadrature(random_params):
     for name in ("mixture", "joint mixture", "unigauss", "one coordinate"):
         model = PRODUCTS[name]

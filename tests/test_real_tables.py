@@ -3,9 +3,12 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import pytest
+
 from experiments import real_tables
 
 
+@pytest.mark.slow
 def test_the_study_runs_small_and_counts_what_went_wrong(tmp_path):
     config = dataclasses.replace(
         real_tables.PRESETS["smoke"], optimizers=("adam",), num_hidden=2, num_passes=2, num_seeds=1

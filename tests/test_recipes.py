@@ -28,6 +28,7 @@ def _score(fit, x):
     return float(pj.evidence.log_likelihood(fit.model, fit.params, x, log_z).mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", recipes.OPTIMIZERS)
 def test_clusters_are_found(method):
     train, test = _clusters(600, 0), _clusters(600, 1)
@@ -39,6 +40,7 @@ def test_clusters_are_found(method):
     assert abs(gain - fit.gain) < 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", recipes.OPTIMIZERS)
 @pytest.mark.parametrize("learning_rate", [1e-3, 1e-1, 1e3])
 def test_nothing_that_is_learned_is_worse_than_one_gaussian(method, learning_rate):
@@ -51,6 +53,7 @@ def test_nothing_that_is_learned_is_worse_than_one_gaussian(method, learning_rat
     assert _score(fit, test) > _gaussian_score(train, test) - 0.05
 
 
+@pytest.mark.slow
 def test_the_order_of_rows_does_not_matter():
     x = _clusters(60, 0)
     order = np.random.default_rng(0).permutation(60)
@@ -62,6 +65,7 @@ def test_the_order_of_rows_does_not_matter():
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.slow
 def test_log_z_beyond_enumeration():
     model = pj.models.gaussian_rbm(3, recipes._MAX_EXACT + 1)
     params = model.init(jax.random.key(0))
@@ -79,6 +83,7 @@ def test_an_optimizer_is_the_same_object_for_the_same_arguments():
         recipes.gaussian_rbm_optimizer(0.1, 100, "rmsprop")
 
 
+@pytest.mark.slow
 def test_far_rows_bound_the_precision():
     # Heavy tails: the bulk is narrow, and a Gaussian of its width would lose much by far rows.
     x = np.random.default_rng(1).standard_t(2.5, size=(300, 2))

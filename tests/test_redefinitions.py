@@ -59,6 +59,7 @@ def bank(cls, hidden=2):
     return model, params
 
 
+@pytest.mark.slow
 def test_a_mixin_changes_what_neighbours_are_worth():
     model, params = bank(DoubledBank)
     log_f = np.asarray(jax.vmap(model.log_density, (None, 0))(params, BITS.states()), float)
@@ -88,6 +89,7 @@ def test_a_start_of_ones_own_changes_nothing_else():
     assert InitOnly.tails is experts.HiddenBank.tails
 
 
+@pytest.mark.slow
 def test_another_density_of_a_unit_has_no_closed_form_of_its_parent():
     plane = units.Gaussian(2)
     one = experts.Gaussian(plane, "full")

@@ -61,6 +61,7 @@ def relative_errors(found, expected, floor):
     return np.max(np.abs(found - expected) / np.maximum(np.abs(expected), floor))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("x64", "tolerance"), [(False, 1e-5), (True, 1e-12)])
 def test_log_partition_and_its_derivatives_in_both_tails(x64, tolerance):
     with jax.enable_x64(x64):
@@ -162,6 +163,7 @@ def test_the_tail_is_inverted_to_rounding(x64, tolerance):
     assert (z >= 0).all()
 
 
+@pytest.mark.slow
 def test_draws_are_in_float32_for_a_lower_field():
     unit = units.ReLU(2)
     field = jnp.array([-1000.0, 0.5], jnp.bfloat16)
@@ -184,6 +186,7 @@ def test_fitted_fields_have_the_mean_of_the_data():
     assert jnp.isfinite(silent.fit_field(jnp.zeros((4, 1)), 0.1)).all()
 
 
+@pytest.mark.slow
 def test_gibbs_sampling_leaves_a_rectified_bank_invariant():
     visible = units.Bernoulli(4)
     bank = pj.experts.HiddenBank(visible, units.ReLU(2), init_scale=0.5)

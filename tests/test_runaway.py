@@ -36,6 +36,7 @@ def test_a_constant_column_under_a_wild_optimizer():
     assert int(state.step) % 5 == 0
 
 
+@pytest.mark.slow
 def test_what_is_scaled_runs_nowhere():
     rng = np.random.default_rng(0)
     data = rng.normal(size=(100, 2)) * [1e-6, 10] + [0, 300]

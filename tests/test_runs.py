@@ -80,6 +80,7 @@ def test_functions_count_as_their_code_closure_and_globals(monkeypatch):
     undefined = 1
 
 
+@pytest.mark.slow
 def test_equal_runs_compile_nothing(compiles_nothing):
     def go(seed):
         run = training.Run(
@@ -128,6 +129,7 @@ def test_every_rule_knows_its_model_and_its_rows():
     assert callable(estimators.imputed(PCD).check_data)
 
 
+@pytest.mark.slow
 def test_chunks_and_their_callbacks_change_nothing():
     run, seen = training.Run(PCD, TX, 5, average=True), []
     whole, metrics = run.steps(run.init(KEY, BARS), BARS, 7)
@@ -143,6 +145,7 @@ def test_chunks_and_their_callbacks_change_nothing():
         run.steps(whole, BARS, 2, every=0)
 
 
+@pytest.mark.slow
 def test_a_bare_network_learns_by_the_same_loop():
     x = jax.random.normal(KEY, (64, 3))
     rows = {"x": x, "y": x @ jnp.array([1.0, -2.0, 0.5]) + 0.3}

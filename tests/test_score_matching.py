@@ -36,6 +36,7 @@ def truth_z_scores(estimator, variance=0.0):
     return reference.mean_z_scores(per_event(keys, x), 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_the_score_gradient_averages_to_zero_at_the_truth(name):
     z = truth_z_scores(CONTINUOUS[name], NOISE**2 if name == "denoising" else 0.0)
@@ -66,6 +67,7 @@ def test_the_same_statistic_sees_a_wrong_loss(mutant, variance):
     assert np.abs(truth_z_scores(mutant, variance)).max() > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sliced", "sliced-gaussian"])
 def test_sliced_is_unbiased_for_exact(name):
     x = exact_events(TRUTH)[:20]
@@ -80,6 +82,7 @@ def test_sliced_is_unbiased_for_exact(name):
     assert np.abs(z).max() < reference.z_threshold(z.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_score_matching_of_a_gaussian_inverts_the_sample_covariance(full):
     visible = units.Gaussian(3) if full else units.GaussianDiag(3)
@@ -114,6 +117,7 @@ def kl_on_a_grid(params, other):
     return float(jnp.exp(log_p) @ (log_p - log_q))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["exact", "sliced", "denoising"])
 def test_training_on_exact_samples_of_a_real_machine_approaches_the_truth(name):
     estimator = CONTINUOUS[name]
@@ -126,6 +130,7 @@ def test_training_on_exact_samples_of_a_real_machine_approaches_the_truth(name):
     assert kl_on_a_grid(TRUTH, state.params) < 0.01
 
 
+@pytest.mark.slow
 def test_third_derivatives_of_rectified_banks():
     # Score matching differentiates the log partition three times.
     visible = units.GaussianDiag(2)

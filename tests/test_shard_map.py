@@ -117,6 +117,7 @@ MEMBERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_member_of_an_ensemble_is_what_it_is_alone(name, check_vma):
@@ -143,6 +144,7 @@ def test_a_member_of_an_ensemble_is_what_it_is_alone(name, check_vma):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [kernels.mala, kernels.hmc])
 def test_gradient_kernels_too(kernel, monkeypatch):
     pytest.importorskip("blackjax")
@@ -151,6 +153,7 @@ def test_gradient_kernels_too(kernel, monkeypatch):
     test_a_member_of_an_ensemble_is_what_it_is_alone(kernel.__name__, True)
 
 
+@pytest.mark.slow
 def test_without_the_cast_members_would_learn_by_the_gradients_of_all(monkeypatch):
     monkeypatch.setattr(_meshes, "alike", lambda *trees: trees)
     jax.clear_caches()

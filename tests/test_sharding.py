@@ -22,6 +22,7 @@ def over_chains():
     return NamedSharding(Mesh(np.array(jax.devices()), ("chains",)), PartitionSpec("chains"))
 
 
+@pytest.mark.slow
 def test_chains_are_bitwise_the_same_on_1_and_8_devices(random_params, over_chains):
     params = random_params(MODEL)
     one = pj.chains.init(jax.random.key(1), KERNEL, params, 64)
@@ -43,6 +44,7 @@ def test_clamped_chains_too(random_params, over_chains):
     assert bool((b.x[:, :8] == 1).all())
 
 
+@pytest.mark.slow
 def test_training_with_sharded_chains_learns_the_same(over_chains):
     x = jax.random.bernoulli(jax.random.key(0), 0.3, (64, 24)).astype(jnp.uint8)
     estimator = pj.estimators.pcd(MODEL, 64)
@@ -56,6 +58,7 @@ def test_training_with_sharded_chains_learns_the_same(over_chains):
         np.testing.assert_allclose(left, right, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_ais_with_sharded_chains_gives_the_same_weights(random_params, over_chains):
     params = random_params(MODEL, scale=0.3)
     x = jax.random.bernoulli(jax.random.key(0), 0.3, (64, 24)).astype(float)

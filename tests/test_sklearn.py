@@ -21,11 +21,13 @@ from poejax.sklearn import RBM
 SMALL = {"n_components": 4, "n_iter": 2, "n_chains": 10}
 
 
+@pytest.mark.slow
 def test_scikit_learns_own_checks():
     # On arbitrary real data, which is what most of them send, thresholded.
     check_estimator(RBM(binarize="threshold", **SMALL))
 
 
+@pytest.mark.slow
 def test_it_learns_bars_and_stripes():
     x = pj.datasets.bars_and_stripes(3).astype(np.float64)
     rbm = RBM(16, learning_rate=0.1, batch_size=16, n_iter=3000, random_state=0).fit(x)
@@ -38,6 +40,7 @@ def test_it_learns_bars_and_stripes():
     assert float(pj.evidence.log_likelihood(model, params, x, log_z).mean) < likelihood
 
 
+@pytest.mark.slow
 def test_scores_are_exact_and_transform_is_the_posterior():
     x = pj.datasets.bars_and_stripes(3).astype(np.float64)
     rbm = RBM(random_state=1, **SMALL).fit(x)
@@ -55,6 +58,7 @@ def test_scores_are_exact_and_transform_is_the_posterior():
     assert (rbm.gibbs(x) != rbm.gibbs(x)).any()
 
 
+@pytest.mark.slow
 def test_partial_fits_go_on_and_survive_pickling():
     x = pj.datasets.bars_and_stripes(3).astype(np.float64)
     whole = RBM(random_state=3, **SMALL).partial_fit(x).partial_fit(x)
@@ -64,6 +68,7 @@ def test_partial_fits_go_on_and_survive_pickling():
     assert (half.components_ != whole.components_).any()
 
 
+@pytest.mark.slow
 def test_in_a_pipeline():
     data = pj.datasets.digits()
     x, y = data.train.images[:400] / 255.0, data.train.labels[:400]
@@ -78,6 +83,7 @@ def test_data_that_are_no_probabilities_are_refused():
         RBM(binarize="half", **SMALL).fit(np.ones((4, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -119,6 +125,7 @@ def rbms_file(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_files_of_rbms(rbms_file, tmp_path):
     rng = np.random.default_rng(0)
     w, a, b = rng.normal(size=(4, 3)), rng.normal(size=4), rng.normal(size=3)

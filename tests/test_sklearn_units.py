@@ -58,6 +58,7 @@ def _enumerated(rbm, x):
     return mixed - np.log(np.diag(scale)).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("offset", "scale"), [(300.0, 1e-2), (1e4, 1.0), (1e6, 1e3), (0.0, 1e-6)])
 def test_real_values_are_scored_in_their_own_units(offset, scale):
     x = offset + scale * _reals()
@@ -72,6 +73,7 @@ def test_real_values_are_scored_in_their_own_units(offset, scale):
     assert rbm.gibbs(x).shape == x.shape
 
 
+@pytest.mark.slow
 def test_before_it_has_learned_a_gaussian_rbm_is_the_gaussian_of_the_rows():
     x = 300 + _reals()
     rbm = RBM(**REAL).fit(x)  # two passes over 48 rows: nothing is learned yet
@@ -94,6 +96,7 @@ def test_before_it_has_learned_a_gaussian_rbm_is_the_gaussian_of_the_rows():
     np.testing.assert_array_equal(filled, rbm.impute(gaps))
 
 
+@pytest.mark.slow
 def test_real_columns_that_hang_together_get_a_scale_each():
     x = _reals()
     doubled = np.hstack([x, x[:, :1]])
@@ -104,6 +107,7 @@ def test_real_columns_that_hang_together_get_a_scale_each():
         RBM(**REAL).fit(np.stack([x[:, 0], np.full(60, 7.0)], axis=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "check",
     [
@@ -118,6 +122,7 @@ def test_scikit_learns_checks_of_real_values(check):
     check("RBM", RBM(**REAL))
 
 
+@pytest.mark.slow
 def test_codes_are_learned_scored_drawn_and_filled_in():
     x = _copies()
     rbm = RBM(8, visible="categorical", n_iter=60, n_chains=50, random_state=0).fit(x)
@@ -143,6 +148,7 @@ def test_codes_are_learned_scored_drawn_and_filled_in():
     assert RBM(**CODES | {"num_classes": 5}).fit(x).params_["bias"]["field"].shape == (3, 5)
 
 
+@pytest.mark.slow
 def test_bits_are_drawn_and_filled_in():
     x = pj.datasets.bars_and_stripes(2).astype(float)
     rbm = RBM(8, n_iter=200, batch_size=8, random_state=0).fit(x)
@@ -156,6 +162,7 @@ def test_bits_are_drawn_and_filled_in():
     np.testing.assert_array_equal(filled[~np.isnan(gaps)], gaps[~np.isnan(gaps)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "x"),
     [(SMALL, _bits()), (REAL, _reals()), (CODES, _copies(40))],
@@ -177,6 +184,7 @@ def test_integer_weights_are_repetitions(options, x):
         RBM(**options).fit(x, sample_weight=np.zeros(len(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [SMALL, REAL, CODES], ids=["bits", "reals", "codes"])
 def test_weights_of_any_kind_move_the_base_rates(options):
     x = {"gaussian": _reals(), "categorical": _copies(60)}.get(options.get("visible"), _bits())
@@ -210,6 +218,7 @@ def test_sparse_rows_are_the_dense_ones(form):
     np.testing.assert_array_equal(sparse.components_, dense.components_)
 
 
+@pytest.mark.slow
 def test_sparse_rows_too_many_to_be_dense_go_by_blocks(monkeypatch):
     rng = np.random.default_rng(0)
     x = np.repeat(rng.random((200, 1)) < 0.5, 8, axis=1).astype(float)
@@ -244,6 +253,7 @@ def test_values_beyond_the_unit_interval_by_rounding_are_clipped(dtype):
     RBM(**SMALL).fit(scaled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("there", "here"), [("rbg", "threefry2x32"), ("threefry2x32", "rbg")])
 def test_pickles_keep_the_implementation_of_their_key(there, here):
     x = _bits()
@@ -268,6 +278,7 @@ def test_pickles_from_before_there_were_kinds_of_units_load():
     np.testing.assert_array_equal(loaded.partial_fit(x).components_, rbm.partial_fit(x).components_)
 
 
+@pytest.mark.slow
 def test_a_line_per_pass(capsys):
     RBM(**SMALL | {"verbose": 1}).fit(_bits())
     RBM(**CODES | {"verbose": 1}).fit(_copies(40))
@@ -290,6 +301,7 @@ def test_options_of_units_are_checked(options, message):
         RBM(**SMALL | options).fit(_bits())
 
 
+@pytest.mark.slow
 def test_resampling_meets_every_weight():
     random = np.random.default_rng(0)
     weights = np.array([0.3, 0.0, 2.5, 1.0, 0.7])

@@ -30,6 +30,7 @@ def test_digits_beyond_31_bits():
     assert sum(int(d) * 5**i for i, d in enumerate(largest)) == 2**31 - 1
 
 
+@pytest.mark.slow
 def test_blocks_and_experts_beyond_31_bits():
     unit = units.Joint(a=units.Bernoulli(33), b=units.Categorical(3, 4), c=units.Spin(5))
     number = (1 << 32) + (27 << 33) + (5 << 39)

@@ -14,6 +14,7 @@ from poejax.streams import Rows
 from poejax.types import Weighted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda grain, x: x, lambda grain, x: grain.MapDataset.source(x)])
 def test_grain_reads_rows(wrap):
     grain = pytest.importorskip("grain")
@@ -104,6 +105,7 @@ def test_a_row_unlike_the_first_is_named(odd, words):
         RUN.steps(START, rows, STEPS)
 
 
+@pytest.mark.slow
 def test_what_needs_rows_in_memory_says_so():
     rows, params = Rows(BITS), START.params
     for call in (

@@ -62,6 +62,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("chunk_bytes", [1, 3 * BATCH * 36, 2**26])
 def test_a_run_is_that_on_rows_in_memory_wherever_they_lie(name, chunk_bytes, tmp_path):
@@ -71,6 +72,7 @@ def test_a_run_is_that_on_rows_in_memory_wherever_they_lie(name, chunk_bytes, tm
     assert bitwise(RUN.steps(start, rows, STEPS), END)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 7, 20, None])
 def test_callbacks_and_resumed_runs_see_the_same_states(every):
     rows, seen, expected = Rows(BITS, 3 * BATCH * 36), [], []
@@ -82,6 +84,7 @@ def test_callbacks_and_resumed_runs_see_the_same_states(every):
     assert bitwise(RUN.steps(state, rows, STEPS - 28)[0], END[0])
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_a_checkpoint_in_the_middle_of_an_epoch(tmp_path):
     rows = Rows(BITS, 3000)
     state, _ = RUN.steps(START, rows, 33)
@@ -90,6 +93,7 @@ def test_a_run_resumes_from_a_checkpoint_in_the_middle_of_an_epoch(tmp_path):
     assert bitwise(RUN.steps(state, rows, STEPS - 33)[0], END[0])
 
 
+@pytest.mark.slow
 def test_the_functions_of_training_take_rows_too():
     rows, rule = Rows(BITS, 3000), RUN.estimator
     state = training.init(KEY, MODEL, rule, TX, rows, average=True)
@@ -108,6 +112,7 @@ def test_the_order_is_that_of_every_row_once_an_epoch_and_one_row_off_is_seen(mo
     assert not bitwise(RUN.steps(START, Rows(BITS), STEPS), END)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_the_order_is_the_same_under_other_generators(impl):
     state = START._replace(rng_key=jax.random.key(0, impl=impl))
@@ -115,6 +120,7 @@ def test_the_order_is_the_same_under_other_generators(impl):
     assert bitwise(RUN.steps(state, Rows(BITS, 3000), 25), expected)
 
 
+@pytest.mark.slow
 def test_intensities_become_events_as_they_are_trained_on(tmp_path):
     run = training.Run(estimators.pcd(MODEL, 20), TX, BATCH, preprocess=datasets.stochastic)
     rows = Rows(np.load(saved(tmp_path, GREY), mmap_mode="r"), 300)
@@ -123,6 +129,7 @@ def test_intensities_become_events_as_they_are_trained_on(tmp_path):
         run.steps(run.init(KEY, GREY), Rows(GREY / 255), 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -143,6 +150,7 @@ def test_weights_come_beside_rows_or_inside_them(wrap):
         run.steps(START, wrap(BITS, np.where(np.arange(NUM) == 7, -1.0, 1.0)), 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_inside", [True, False])
 def test_rows_may_be_dicts(is_inside):
     visible = pj.units.Joint(image=pj.units.Bernoulli(9), label=pj.units.Categorical(1, 3))
@@ -154,6 +162,7 @@ def test_rows_may_be_dicts(is_inside):
     assert same_run(training.Run(estimators.cd(model), TX, BATCH), data, rows)
 
 
+@pytest.mark.slow
 def test_rows_with_masks_are_taken():
     observed = RNG.random(BITS.shape) < 0.7
     data = estimators.Incomplete(np.where(observed, BITS, np.nan).astype(np.float32), observed)
@@ -166,6 +175,7 @@ def test_rows_with_masks_are_taken():
         run.steps(run.init(KEY, data), Rows(data._replace(x=bad), 900), 21)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_bytes", [1, 900, 2**26])
 @pytest.mark.parametrize(("value", "got"), [(9.0, "got 9.0"), (np.nan, "got nan")])
 def test_a_stray_value_is_named_with_its_row_in_the_source(value, got, chunk_bytes):
@@ -186,6 +196,7 @@ def init_numbers(rows, rng_key):
     return numbers
 
 
+@pytest.mark.slow
 def test_a_start_looks_at_a_sample_of_rows_that_is_a_function_of_the_key():
     many = (np.random.default_rng(1).random((9000, 9)) < 0.3).astype(np.float32)
     rows = Rows(many)
@@ -221,6 +232,7 @@ def test_real_rows_are_checked_by_columns_at_the_start_only():
         run.init(KEY, Rows(x * [1, 0, 1]))
 
 
+@pytest.mark.slow
 def test_too_few_rows_and_wide_integers_are_refused():
     with pytest.raises(ValueError, match="batch_size: expected at most 5 rows of data, got 10"):
         RUN.steps(START, Rows(BITS[:5]), 3)
@@ -252,6 +264,7 @@ def threads():
     return [t.name for t in threading.enumerate() if t.name.startswith("poejax")]
 
 
+@pytest.mark.slow
 def test_an_error_of_the_reader_surfaces_as_it_is_once_its_rows_are_due():
     number = int(np.asarray(_run_steps.row_numbers(START.rng_key, 0, 20, BATCH, NUM))[12, 3])
     seen = []
@@ -296,6 +309,7 @@ def test_chunks_of_one_size_compile_once(compiles_nothing):
         RUN.steps(state, Rows(1 - BITS, 5 * BATCH * 36), 15)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_names_the_last_state_in_hand():
     run = training.Run(
         estimators.cd(MODEL), optax.sgd(lambda step: jnp.where(step < 7, 0.1, jnp.nan)), BATCH
@@ -310,6 +324,7 @@ def test_a_step_that_is_not_finite_names_the_last_state_in_hand():
     assert messages[0] == messages[1]
 
 
+@pytest.mark.slow
 def test_a_run_in_double_precision_is_that_in_memory():
     with jax.enable_x64(True):
         model = pj.models.gaussian_rbm(3, 2)

@@ -62,6 +62,7 @@ def test_weak_subspaces_against_all_subsets(kind):
     assert 20 < sum(outcomes) < 130
 
 
+@pytest.mark.slow
 def test_a_margin_is_found_in_large_instances():
     # Columns in general position: the whole space is the weakest, so that the verdict turns on the
     # total alone.

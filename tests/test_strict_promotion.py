@@ -28,6 +28,7 @@ def anneal():
     return evidence.ais(KEY, RBM, RBM.init(KEY), base, evidence.linear_betas(5), 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [

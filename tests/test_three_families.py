@@ -13,6 +13,7 @@ from experiments import three_families
 MAX_Z = 4.0  # two-sided 6e-5 per comparison
 
 
+@pytest.mark.slow
 def test_three_families_train_sample_and_are_normalised(tmp_path):
     results = three_families.train_and_evaluate(three_families.PRESETS["smoke"], tmp_path)
     (found,) = results["ais"]

@@ -16,6 +16,7 @@ from experiments.toy_densities import report, theory
 MAX_Z = 4.0  # two-sided 6e-5 per comparison
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_samples_of_a_target_follow_its_density(name):
     target, num_rows = TARGETS[name], 20_000
@@ -39,6 +40,7 @@ def test_samples_of_a_target_follow_its_density(name):
     assert np.abs(z).max() > MAX_Z  # a target that is off by 0.05 is seen
 
 
+@pytest.mark.slow
 def test_products_beat_mixtures_on_a_grid_of_clusters(tmp_path):
     results = toy_densities.train_and_evaluate(toy_densities.PRESETS["smoke"], tmp_path)
     rows = {row["family"]: row for row in results["densities"]}

@@ -29,6 +29,7 @@ def bitwise(a, b) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [PCD, CENTERED, pj.estimators.exact(MODEL)])
 def test_training_lowers_the_exact_nll(estimator):
     # At most one bar: unlike the full set, no plateau of symmetry to leave first.
@@ -47,6 +48,7 @@ def test_training_lowers_the_exact_nll(estimator):
     assert int(state.step) == 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [PCD, CENTERED])
 def test_three_and_three_steps_are_six_bitwise(estimator):
     # Batches of 5 of 16 rows: three steps end in the middle of the second epoch's order.
@@ -86,6 +88,7 @@ def test_each_epoch_visits_every_row_once_in_a_new_order():
     assert not np.array_equal(orders[1], orders[2])
 
 
+@pytest.mark.slow
 def test_sgd_on_the_gradient_is_the_lectures_update(random_params):
     # W ← W + γ (<x z>_data - <x z>_model), written out by hand for exact expectations.
     params = random_params(MODEL)
@@ -105,6 +108,7 @@ def test_sgd_on_the_gradient_is_the_lectures_update(random_params):
     np.testing.assert_allclose(found["hidden"]["w"], expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_preprocess_is_drawn_anew_at_every_step():
     grey = jnp.full((16, 9), 128, jnp.uint8)
     state = training.init(jax.random.key(0), MODEL, PCD, TX, grey, preprocess=datasets.stochastic)
@@ -143,6 +147,7 @@ def test_weight_decay_spares_biases():
     np.testing.assert_allclose(updates["hidden"]["w"], 0.1 * params["hidden"]["w"])
 
 
+@pytest.mark.slow
 def test_divergence_names_leaf_and_step_and_keeps_the_last_state():
     tx = optax.sgd(lambda count: jnp.where(count == 5, jnp.inf, 0.1))
     state = training.init(jax.random.key(0), MODEL, PCD, tx, BARS)
@@ -165,6 +170,7 @@ def test_a_new_key_data_or_equal_estimator_compiles_nothing(compiles_nothing):
         go(2, others, rebuilt)
 
 
+@pytest.mark.slow
 def test_runs_under_an_outer_jit_and_vmap():
     def run(key):
         state = training.init(key, MODEL, PCD, TX, BARS)
@@ -211,6 +217,7 @@ def test_bad_data_of_init(data, message):
         training.init(jax.random.key(0), MODEL, PCD, TX, data)
 
 
+@pytest.mark.slow
 def test_bad_key_and_params_of_init(random_params):
     with pytest.raises(TypeError, match=r"rng_key: expected a typed key from jax.random.key"):
         training.init(0, MODEL, PCD, TX, BARS)

@@ -32,6 +32,7 @@ def go(data, rule=PCD, tx=TX, model=MODEL, first=None, preprocess=None):
     return training.train_steps(rule, tx, state, data, 10, 3, preprocess=preprocess)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
 @pytest.mark.parametrize(("value", "got"), [(9.0, "got 9.0"), (np.nan, "got nan")])
 @pytest.mark.parametrize("row", [3, 37])
@@ -43,6 +44,7 @@ def test_a_stray_value_in_a_later_chunk_is_refused_whichever_row_it_is_in(conver
             go(convert(second), first=BITS)
 
 
+@pytest.mark.slow
 def test_arrays_changed_in_place_are_looked_at_again():
     rows = BITS.copy()
     state = training.init(KEY, MODEL, PCD, TX, rows)
@@ -77,6 +79,7 @@ def test_rows_of_a_later_chunk_are_preprocessed_whole_where_they_stay_on_the_dev
         go(jnp.asarray(second), first=BITS, preprocess=plain)
 
 
+@pytest.mark.slow
 def test_events_that_are_not_finite_are_not_blamed_on_the_learning_rate():
     second = BITS.copy()
     second[:, 1] = np.nan
@@ -106,6 +109,7 @@ def test_a_constant_column_of_real_units_is_refused(constant):
         training.init(KEY, joint, estimators.cd(joint), TX, {"real": x, "bits": BITS[:50]})
 
 
+@pytest.mark.slow
 def test_a_column_constant_where_it_was_seen_is_refused():
     x, observed = RNG.normal(size=(50, 4)), RNG.random((50, 4)) < 0.7
     rule = estimators.imputed(estimators.cd(REAL), REAL, num_steps=2)
@@ -141,6 +145,7 @@ NEEDY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEEDY)
 def test_optimizers_that_need_the_loss_get_it_or_are_refused(name):
     tx, rule = NEEDY[name](), estimators.pseudo_likelihood(MODEL)
@@ -155,6 +160,7 @@ def test_optimizers_that_need_the_loss_get_it_or_are_refused(name):
         training.init(KEY, MODEL, PCD, tx, BITS)
 
 
+@pytest.mark.slow
 def test_the_loss_that_goes_to_an_optimizer_is_that_of_the_batch():
     seen = []
 
@@ -180,6 +186,7 @@ def test_an_optimizer_that_needs_what_nobody_has_is_refused():
         training.init(KEY, MODEL, estimators.pseudo_likelihood(MODEL), tx, BITS)
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_checks_its_own_rows():
     class OwnRule:
         model = MODEL

@@ -116,6 +116,7 @@ def variances(unit, field):
     return 1 - mean**2 if isinstance(unit, units.Spin) else mean * (1 - mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_samples_have_the_first_and_second_moments(name):
     unit = ALL[name]
@@ -142,6 +143,7 @@ def test_samples_have_the_first_and_second_moments(name):
     assert np.abs(z).max() < reference.z_threshold(z.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_samples_have_the_shape_of_an_event_and_pass_the_check(name):
     unit = ALL[name]
@@ -281,6 +283,7 @@ def clamp_mask(unit, fixed):
     return jnp.arange(unit.num_sites) < fixed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_clamped_sites_stay_and_the_others_are_drawn_as_before(name):
     unit = ALL[name]

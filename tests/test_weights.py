@@ -59,6 +59,7 @@ def test_equal_weights_and_a_single_one_are_the_two_ends(size):
     assert np.isnan(float(equal.pareto_k)) == (size < 25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [-1.0, 0.0, 0.3, 0.5, 0.8, 1.5])
 def test_the_tail_has_the_shape_that_it_was_drawn_with(shape):
     rng = np.random.default_rng(3)
@@ -76,6 +77,7 @@ def test_the_tail_has_the_shape_that_it_was_drawn_with(shape):
     np.testing.assert_allclose(shifted, found, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_tails_without_a_scale():
     assert float(weights.pareto_k(jnp.zeros(100))) == 0
     few = jnp.full(100, -300.0).at[:3].set(0.0)
@@ -100,6 +102,7 @@ def test_lost_weights_warn_and_open_the_side_that_is_missed(direction):
         assert low == pytest.approx(-np.log(0.025), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", [1, -1])
 @pytest.mark.parametrize("size", [2, 10, 30, 400])
 def test_healthy_weights_keep_their_interval(direction, size):
@@ -152,6 +155,7 @@ def test_columns_that_add_up_are_refused_by_full_units_alone(base, offset):
         BASES[base](MODELS[FULL], few)
 
 
+@pytest.mark.slow
 def test_a_student_t_base_leaves_out_exponents_next_to_one_half():
     visible = units.Gaussian(2)
     model = pj.product(visible, heavy=experts.StudentT(visible, 3))

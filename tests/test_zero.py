@@ -21,6 +21,7 @@ UNITS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS, ids=str)
 def test_the_gradient_of_the_log_partition_at_field_zero_is_the_mean(unit):
     field = unit.field(unit.init_field())
@@ -32,6 +33,7 @@ def test_the_gradient_of_the_log_partition_at_field_zero_is_the_mean(unit):
     np.testing.assert_allclose(found, np.ravel(unit.mean(field)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_exact_gradient_at_zero_parameters():
     model = pj.models.rbm(3, 2)
     params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0)))
@@ -42,6 +44,7 @@ def test_the_exact_gradient_at_zero_parameters():
     np.testing.assert_allclose(grads["hidden"]["w"], np.full((3, 2), 0.125), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_curvature_of_student_t_at_its_mode():
     visible = pj.units.Gaussian(2)
     model = pj.product(visible, heavy=pj.experts.StudentT(visible, 3))
