@@ -11,11 +11,13 @@ from poejax.evidence._annealing import (
     ais_steps,
     reverse_ais,
 )
+from poejax.evidence._bracket import Bracket, bracket
 from poejax.evidence._likelihood import LogLikelihood, log_likelihood
 
 __all__ = [
     "AISState",
     "Base",
+    "Bracket",
     "LogLikelihood",
     "LogZ",
     "ais",
@@ -23,6 +25,7 @@ __all__ = [
     "ais_result",
     "ais_steps",
     "base_rate",
+    "bracket",
     "gaussian_base",
     "linear_betas",
     "log_likelihood",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -203,20 +202,12 @@ def ais_result(state: AISState) -> LogZ:
     log_w = state.log_weights
     what = "chains of a normalisable model with finite parameters: "
     _checks.finite(f"ais: {what}", (state.chains, log_w))
-    found = weights.summarize(log_w)
-    log_z = state.direction.astype(log_w.dtype) * found.log_mean
-    closed, markov = 1.96 * found.std_err, -math.log(0.025)
-    forwards = state.direction > 0
-    below = jnp.where(found.is_degenerate, jnp.where(forwards, markov, jnp.inf), closed)
-    above = jnp.where(found.is_degenerate, jnp.where(forwards, jnp.inf, markov), closed)
-    result = LogZ(
-        log_z, found.std_err, found.ess, log_z - below, log_z + above, log_w, found.pareto_k
-    )
+    result = weights.estimate(log_w, state.direction)
     if _checks.is_concrete(result):
-        _require_resolution(result)
-        if bool(found.is_degenerate):
+        require_resolution("ais", result)
+        if bool(weights.is_open(result)):
             warnings.warn(
-                f"ais: {weights.describe(found, len(log_w))}: the error bar means nothing, and the "
+                f"ais: {weights.describe(result)}: the error bar means nothing, and the "
                 "interval is open on one side; take more temperatures, or a base closer to the "
                 "model",
                 UserWarning,
@@ -288,9 +279,10 @@ def _ais_steps(
     return jax.lax.fori_loop(state.step, stop, body, state)
 
 
-def _require_resolution(found: LogZ) -> None:
+def require_resolution(caller: str, found: LogZ) -> None:
+    """Raise where the dtype of log Z keeps too few digits of it."""
     if abs(float(found.log_z)) * float(jnp.finfo(found.log_z.dtype).eps) > RESOLUTION:
         raise ValueError(
-            f"ais: expected a log Z that {found.log_z.dtype} resolves to {RESOLUTION} nats, got "
-            f"{float(found.log_z):.3g}; set jax_enable_x64"
+            f"{caller}: expected a log Z that {found.log_z.dtype} resolves to {RESOLUTION} nats, "
+            f"got {float(found.log_z):.3g}; set jax_enable_x64"
         )
