@@ -175,7 +175,7 @@ def test_bad_arguments(two_modes):
         evidence.bracket(1.0, reverse)
     with pytest.raises(TypeError, match=r"reverse: expected a LogZ of evidence.ais, got None"):
         evidence.bracket(forward, None)
-    with pytest.raises(TypeError, match="log_z: expected a LogZ of evidence.ais, a Bracket, or"):
+    with pytest.raises(TypeError, match=r"log_z: expected a LogZ of evidence.ais, a Bracket, or"):
         evidence.log_likelihood(*two_modes[:3], (forward, reverse))
 
 

@@ -13,6 +13,8 @@ from poejax.evidence._annealing import (
 )
 from poejax.evidence._bracket import Bracket, bracket
 from poejax.evidence._likelihood import LogLikelihood, log_likelihood
+from poejax.evidence._schedule import adaptive_betas
+from poejax.evidence._smc import smc
 
 __all__ = [
     "AISState",
@@ -20,6 +22,7 @@ __all__ = [
     "Bracket",
     "LogLikelihood",
     "LogZ",
+    "adaptive_betas",
     "ais",
     "ais_init",
     "ais_result",
@@ -31,5 +34,6 @@ __all__ = [
     "log_likelihood",
     "reverse_ais",
     "salakhutdinov_murray_betas",
+    "smc",
     "student_t_base",
 ]

@@ -9,19 +9,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from poejax import _border, _checks, _meshes, _random, chains, propriety
+from poejax import _border, _checks, _meshes, _random, chains
 from poejax import _weights as weights
 from poejax._bases import Base
 from poejax._numerics import add
 from poejax._paths import (
-    RESOLUTION,
     check_betas,
+    check_path,
     log_change,
     log_z_at_start,
     path_of,
     path_params,
-    require_reach,
-    warn_if_base_is_light,
+    require_resolution,
 )
 from poejax._product import Product, split_coordinates
 from poejax._weights import LogZ
@@ -149,21 +148,8 @@ def ais_init(
 ) -> AISState:
     """Draw the chains from the base, or take model samples to go back from; see `ais`."""
     _checks.rng_key("rng_key", rng_key)
-    if _checks.positive_int("num_chains", num_chains) < 2:
-        raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
-    _checks.model("model", model)
-    if not isinstance(base, Base):
-        raise TypeError(
-            "base: expected a base such as evidence.base_rate(model, data), got "
-            f"{_checks.describe(base)}"
-        )
-    if base.model.visible != model.visible:
-        raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
-    propriety.require_proper(model, params)
-    require_reach(model, params)
-    warn_if_base_is_light(model, params, base)
+    check_path(model, params, base, kernel, num_chains)
     check_betas(betas)
-    _checks.kernel_of("kernel", kernel, model)
     if reverse_from is not None:
         reverse_from = _border.events("reverse_from", model.visible, reverse_from)
         _checks.one_row_per_chain("reverse_from", reverse_from, num_chains)
@@ -277,12 +263,3 @@ def _ais_steps(
     stop = jnp.minimum(state.step + num_steps, last).astype(state.step.dtype)
     state = _meshes.settled(lambda s: body(s.step, s), state)
     return jax.lax.fori_loop(state.step, stop, body, state)
-
-
-def require_resolution(caller: str, found: LogZ) -> None:
-    """Raise where the dtype of log Z keeps too few digits of it."""
-    if abs(float(found.log_z)) * float(jnp.finfo(found.log_z.dtype).eps) > RESOLUTION:
-        raise ValueError(
-            f"{caller}: expected a log Z that {found.log_z.dtype} resolves to {RESOLUTION} nats, "
-            f"got {float(found.log_z):.3g}; set jax_enable_x64"
-        )

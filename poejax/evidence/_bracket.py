@@ -102,8 +102,8 @@ def bracket(forward: LogZ, reverse: LogZ) -> Bracket:
     Args:
       forward: of `ais`.
       reverse: of `reverse_ais`, same model, base, betas and kernel; from exact samples of the
-        model the interval holds log Z at least 95 % of the time, from long chains approximately. Samples that miss
-        a mode which the forward chains miss too hide it from the whole report.
+        model the interval holds log Z at least 95 % of the time, from long chains approximately.
+        A mode that samples and forward chains both miss is hidden from the whole report.
 
     Returns:
       Bracket; its `verdict` says what to do.
