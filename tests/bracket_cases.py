@@ -41,3 +41,14 @@ def bracket_of(seed, model, params, x, betas, data=None, num_chains=100):
         evidence.ais(forward_key, model, params, base, betas, num_chains),
         evidence.reverse_ais(reverse_key, model, params, base, betas, x[:num_chains]),
     )
+
+
+def modes(strength):
+    """A model of two modes, all zeros and all ones, samples of it, and a base."""
+    model = pj.models.rbm(12, 1)
+    params = {
+        "bias": {"field": jnp.full(12, -strength / 2)},
+        "hidden": {"w": jnp.full((12, 1), strength), "b": jnp.array([-6 * strength])},
+    }
+    x = exact_events(jax.random.key(0), model, params, 200)
+    return model, params, x, evidence.base_rate(model, x)

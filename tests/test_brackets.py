@@ -11,7 +11,7 @@ import pytest
 
 import poejax as pj
 from poejax import evidence
-from tests.bracket_cases import SMALL, bars, bracket_of, exact_events, trained
+from tests.bracket_cases import SMALL, bars, bracket_of, exact_events, modes, trained
 
 KEY = jax.random.key(0)
 RBM = pj.models.rbm(10, 6)
@@ -72,17 +72,6 @@ def test_brackets_of_digits_are_narrow():
         assert float(found.low) <= float(pj.exact.log_z(model, params)) <= float(found.high)
         widths.append(float(found.high - found.low))
     assert np.median(widths) < 0.2, widths
-
-
-def modes(strength):
-    """A model of two modes, all zeros and all ones, samples of it, and a base."""
-    model = pj.models.rbm(12, 1)
-    params = {
-        "bias": {"field": jnp.full(12, -strength / 2)},
-        "hidden": {"w": jnp.full((12, 1), strength), "b": jnp.array([-6 * strength])},
-    }
-    x = exact_events(KEY, model, params, 200)
-    return model, params, x, evidence.base_rate(model, x)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from poejax.evidence._annealing import (
 )
 from poejax.evidence._bracket import Bracket, bracket
 from poejax.evidence._likelihood import LogLikelihood, log_likelihood
+from poejax.evidence._report import Progress, TwoSided, test_log_likelihood
 from poejax.evidence._schedule import adaptive_betas
 from poejax.evidence._smc import smc
 
@@ -22,6 +23,8 @@ __all__ = [
     "Bracket",
     "LogLikelihood",
     "LogZ",
+    "Progress",
+    "TwoSided",
     "adaptive_betas",
     "ais",
     "ais_init",
@@ -36,4 +39,5 @@ __all__ = [
     "salakhutdinov_murray_betas",
     "smc",
     "student_t_base",
+    "test_log_likelihood",
 ]

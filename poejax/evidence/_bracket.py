@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks
+from poejax import _checks, _meshes
 from poejax import _weights as weights
 from poejax._numerics import at_least_float32
 from poejax._weights import LogZ
@@ -17,6 +17,9 @@ from poejax.types import Array
 
 _MAX_SCORE = 3.0
 _MIN_OVERLAP = 0.1
+_MARGIN = 2.24
+"""Standard errors that 1.25 % of a normal law lie above: with 2.5 % at either end nothing would be
+left for errors of the errors."""
 _ROUNDING = 64  # last digits by which log_z may differ from the weights it was made of
 
 
@@ -29,7 +32,7 @@ class Bracket(NamedTuple):
     log_z: by both, Bennett's acceptance ratio, [].
     std_err: standard error of log_z; it knows of no modes that the samples missed, [].
     low, high: an interval that misses log Z at most 5 % of the time given exact samples: from the
-      lower end of `forward` to the upper one of `reverse`, stretched to hold log_z ± 1.96 std_err
+      lower end of `forward` to the upper one of `reverse`, stretched to hold log_z ± 2.24 std_err
       and, where the sides disagree, all of both intervals, which may be open, [].
     overlap: mean acceptance of Bennett's moves between the two sets of weights, in (0, 1], [].
     score: how far the weights are from belonging to one path and one model, in standard errors, [].
@@ -123,8 +126,7 @@ def bracket(forward: LogZ, reverse: LogZ) -> Bracket:
         _require_direction(name, side, direction)
     up, down = at_least_float32(forward.log_weights), -at_least_float32(reverse.log_weights)
     joined = bennett(up, down)
-    # Each end by itself misses 2.5 % of the time; that both methods' do is rarer.
-    margin = weights.NORMAL_95 * joined.std_err
+    margin = _MARGIN * joined.std_err
     low = jnp.minimum(forward.ci_low, joined.log_ratio - margin)
     high = jnp.maximum(reverse.ci_high, joined.log_ratio + margin)
     joint = Bracket(
@@ -164,7 +166,7 @@ def _require_direction(name: str, side: LogZ, direction: int) -> None:
     """Raise where log_z is known to be the log mean weight of the other direction."""
     if not _checks.is_concrete(tuple(side)):
         return
-    log_w: Any = np.asarray(side.log_weights, np.float64)
+    log_w = _meshes.to_host(side.log_weights, np.float64)
     if log_w.ndim != 1 or len(log_w) < 2:
         raise ValueError(
             f"{name}: expected log weights [n] of at least two chains, got shape {log_w.shape}; "

@@ -94,7 +94,7 @@ def smc(
         )
     check_path(model, params, base, kernel, num_chains, stacklevel=3)
     run_key, pilot_key = _random.split(rng_key)
-    if isinstance(betas, int) and not isinstance(betas, bool):
+    if isinstance(betas, int):
         with warnings.catch_warnings():  # said above
             warnings.simplefilter("ignore", UserWarning)
             betas = adaptive_betas(pilot_key, model, params, base, betas, kernel=kernel)
