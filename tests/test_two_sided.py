@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,17 +129,16 @@ def test_real_units_far_from_zero():
 
 
 def test_heavy_tails_get_a_heavy_base():
-    visible = pj.units.Gaussian(4)
-    model = pj.product(visible, heavy=pj.experts.StudentT(visible, 5))
+    visible = pj.units.Gaussian(3)
+    model = pj.product(visible, heavy=pj.experts.StudentT(visible, 3))
     params = model.init(KEY)
-    params["heavy"]["log_exponent"] = jnp.zeros(5)
-    data = jax.random.normal(KEY, (200, 4))
-    found = evidence.test_log_likelihood(KEY, model, params, data, **SHORT)
-    assert not found.is_exact
+    params["heavy"]["log_exponent"] = jnp.zeros(3)
+    data = jax.vmap(lambda key: pj.exact.sample(key, model, params))(jax.random.split(KEY, 200))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as a light base would warn
+        found = evidence.test_log_likelihood(KEY, model, params, data, **ESTIMATED)
+    assert float(found.low) <= exact_mean(model, params, data) <= float(found.high)
     assert float(found.high - found.low) < 0.5
-    base = evidence.student_t_base(model, params)
-    other = evidence.ais(jax.random.key(1), model, params, base, evidence.linear_betas(300), 1000)
-    assert float(found.bracket.low) - 0.02 <= float(other.log_z) <= float(found.bracket.high) + 0.02
 
 
 def test_new_params_compile_nothing(params, compiles_nothing):
