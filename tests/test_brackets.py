@@ -130,6 +130,26 @@ def test_degenerate_weights_ask_for_more_temperatures_and_stay_honest(random_par
     assert float(found.high - found.low) > 3.6
 
 
+def test_heavy_weights_where_the_sides_meet_leave_the_interval_closed(random_params):
+    # A few temperatures from a base that knows nothing: k̂ and ESS open most single intervals.
+    inside, closed, is_open = [], [], []
+    for seed in range(100):
+        params = random_params(RBM, seed, 3.0)
+        x = exact_events(jax.random.key(seed), RBM, params, 100)
+        data = jax.random.bernoulli(jax.random.key(seed), 0.5, (4, 10)).astype(float)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            found = bracket_of(seed, RBM, params, x, evidence.linear_betas(16), data)
+        sides = (found.forward, found.reverse)
+        is_open.append(any(np.isinf(float(s.ci_high - s.ci_low)) for s in sides))
+        inside.append(float(found.low) <= float(pj.exact.log_z(RBM, params)) <= float(found.high))
+        closed.append(float(found.high - found.low) < 3.6)
+        assert bool(found.is_sound) == (not bool(found.disagrees) and float(found.overlap) > 0.2)
+    assert np.mean(is_open) > 0.3
+    assert np.mean(np.array(closed)[is_open]) > 0.8
+    assert np.mean(inside) >= 0.95
+
+
 def test_likelihoods_pass_on_both_ends(two_modes):
     model, params, x, _ = two_modes
     found = evidence.bracket(*both(two_modes, x, BETAS))

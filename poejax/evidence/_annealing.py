@@ -185,20 +185,25 @@ def ais_steps(
 
 def ais_result(state: AISState) -> LogZ:
     """Summarise the weights of a run; raises ValueError if they or the chains are not finite."""
+    result = estimate_of(state)
+    if _checks.is_concrete(result) and bool(weights.is_open(result)):
+        warnings.warn(
+            f"ais: {weights.describe(result)}: the error bar means nothing, and the interval is "
+            "open on one side; take more temperatures, or a base closer to the model",
+            UserWarning,
+            stacklevel=3,
+        )
+    return result
+
+
+def estimate_of(state: AISState) -> LogZ:
+    """Do what `ais_result` does, without a warning."""
     log_w = state.log_weights
     what = "chains of a normalisable model with finite parameters: "
     _checks.finite(f"ais: {what}", (state.chains, log_w))
     result = weights.estimate(log_w, state.direction)
     if _checks.is_concrete(result):
         require_resolution("ais", result)
-        if bool(weights.is_open(result)):
-            warnings.warn(
-                f"ais: {weights.describe(result)}: the error bar means nothing, and the "
-                "interval is open on one side; take more temperatures, or a base closer to the "
-                "model",
-                UserWarning,
-                stacklevel=3,
-            )
     return result
 
 

@@ -16,7 +16,7 @@ from poejax.tempering import bennett
 from poejax.types import Array
 
 _MAX_SCORE = 3.0
-_MIN_OVERLAP = 0.1
+_MIN_OVERLAP = 0.2
 _MARGIN = 2.24
 """Standard errors that 1.25 % of a normal law lie above: with 2.5 % at either end nothing would be
 left for errors of the errors."""
@@ -32,8 +32,10 @@ class Bracket(NamedTuple):
     log_z: by both, Bennett's acceptance ratio, [].
     std_err: standard error of log_z; it knows of no modes that the samples missed, [].
     low, high: an interval that misses log Z at most 5 % of the time given exact samples: from the
-      lower end of `forward` to the upper one of `reverse`, stretched to hold log_z ± 2.24 std_err
-      and, where the sides disagree, all of both intervals, which may be open, [].
+      lower end of `forward` to the upper one of `reverse`, stretched to hold log_z ± 2.24 std_err.
+      Where a few weights decide a side, its end is log_z ± 2.24 std_err if the overlap is above 0.2
+      and Markov's bound if not. Where the sides disagree it holds all of both intervals, which may
+      be open, [].
     overlap: mean acceptance of Bennett's moves between the two sets of weights, in (0, 1], [].
     score: how far the weights are from belonging to one path and one model, in standard errors, [].
     """
@@ -59,6 +61,11 @@ class Bracket(NamedTuple):
         return is_reversed(self.forward, self.reverse) | (jnp.abs(self.score) > _MAX_SCORE)
 
     @property
+    def is_sound(self) -> Array:
+        """Whether the sides agree, and meet."""
+        return ~self.disagrees & (self.overlap > _MIN_OVERLAP)
+
+    @property
     def verdict(self) -> str:
         """What to think of it, and what to do, in a sentence; of values that are not traced."""
         if not _checks.is_concrete(tuple(self)):
@@ -77,9 +84,9 @@ class Bracket(NamedTuple):
             for name, side in (("forward", self.forward), ("reverse", self.reverse))
             if bool(weights.is_open(side))
         ]
-        if lost:
+        if lost and float(self.overlap) <= _MIN_OVERLAP:
             return f"a few weights decide {' and '.join(lost)}: take more temperatures; {interval}"
-        if float(self.overlap) < _MIN_OVERLAP:
+        if float(self.overlap) <= _MIN_OVERLAP:
             return (
                 f"the sides hardly meet (overlap {float(self.overlap):.2g}): take more "
                 f"temperatures; {interval}"
@@ -90,6 +97,11 @@ class Bracket(NamedTuple):
                 "shape of their weights: both must walk the same temperatures from the same base, "
                 "and the reverse needs better samples, from longer chains or other starts; "
                 f"{interval}"
+            )
+        if lost:
+            return (
+                f"the sides meet, though a few weights decide {' and '.join(lost)}: more "
+                f"temperatures would be safer; {interval}"
             )
         return f"the sides agree; {interval}"
 
@@ -127,8 +139,15 @@ def bracket(forward: LogZ, reverse: LogZ) -> Bracket:
     up, down = at_least_float32(forward.log_weights), -at_least_float32(reverse.log_weights)
     joined = bennett(up, down)
     margin = _MARGIN * joined.std_err
-    low = jnp.minimum(forward.ci_low, joined.log_ratio - margin)
-    high = jnp.maximum(reverse.ci_high, joined.log_ratio + margin)
+    # Bennett's terms are bounded, so that heavy weights of one side do not spoil them where both
+    # sides meet: there Markov's bound, 3.69 nats away, would be all that a noisy k̂ adds.
+    meets = joined.overlap > _MIN_OVERLAP
+    lowest, highest = (
+        jnp.where(weights.is_open(side) & meets, joined.log_ratio, end)
+        for side, end in ((forward, forward.ci_low), (reverse, reverse.ci_high))
+    )
+    low = jnp.minimum(lowest, joined.log_ratio - margin)
+    high = jnp.maximum(highest, joined.log_ratio + margin)
     joint = Bracket(
         forward,
         reverse,
@@ -139,11 +158,11 @@ def bracket(forward: LogZ, reverse: LogZ) -> Bracket:
         joined.overlap,
         _score(up, down, joined.log_ratio),
     )
-    lowest = jnp.minimum(low, reverse.ci_low)
-    highest = jnp.maximum(high, forward.ci_high)
+    bottom = jnp.minimum(jnp.minimum(forward.ci_low, reverse.ci_low), low)
+    top = jnp.maximum(jnp.maximum(forward.ci_high, reverse.ci_high), high)
     return joint._replace(
-        low=jnp.where(joint.disagrees, lowest, low),
-        high=jnp.where(joint.disagrees, highest, high),
+        low=jnp.where(joint.disagrees, bottom, low),
+        high=jnp.where(joint.disagrees, top, high),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ from poejax._paths import is_light
 from poejax._product import Product
 from poejax._weights import LogZ
 from poejax.chains import ModelKernel
-from poejax.evidence._annealing import ais_init, ais_result, ais_steps
+from poejax.evidence._annealing import ais_init, ais_steps, estimate_of
 from poejax.evidence._bracket import Bracket, bracket
 from poejax.evidence._likelihood import LogLikelihood, log_likelihood
 from poejax.evidence._schedule import adaptive_betas
@@ -164,7 +165,8 @@ def test_log_likelihood(
       ValueError: as `ais`, `base_rate` and `log_likelihood`, or if `starts` hold no events.
 
     Warns:
-      UserWarning: as `ais`.
+      UserWarning: if the sides disagree or hardly meet, with the verdict; or if the base is too
+        light.
 
     Source: Burda, Grosse & Salakhutdinov (2015), Accurate and conservative estimates of MRF
     log-likelihood using reverse annealing.
@@ -198,7 +200,10 @@ def test_log_likelihood(
     above = stages.anneal("forward", forward, base, betas)
     backward = ais_init(keys[4], model, params, base, betas, num_chains, samples, kernel)
     below = stages.anneal("reverse", backward, base, betas)
-    return _report(model, params, x, bracket(above, below))
+    both = bracket(above, below)
+    if not bool(both.is_sound):
+        warnings.warn(f"test_log_likelihood: {both.verdict}", UserWarning, stacklevel=2)
+    return _report(model, params, x, both)
 
 
 # For pytest, which would collect it for its name.
@@ -249,7 +254,7 @@ class _Stages(NamedTuple):
             piece = self.piece(num_steps)
             state = ais_steps(state, self.model, self.params, base, betas, piece, self.kernel)
             self.tell(stage, min(start + piece, num_steps), num_steps, state.log_weights)
-        return ais_result(state)
+        return estimate_of(state)
 
 
 @functools.partial(jax.jit, static_argnames="kernel")
