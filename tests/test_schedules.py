@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import poejax as pj
+from experiments import annealing
 from poejax import evidence
 from tests.bracket_cases import SMALL, bars, exact_events, trained
 
@@ -148,3 +149,20 @@ def test_bad_arguments(random_params):
         evidence.adaptive_betas(KEY, SMALL, params, None, 10)
     with pytest.raises(TypeError, match="rng_key: expected a typed key"):
         evidence.adaptive_betas(0, SMALL, params, base, 10)
+
+
+def test_the_study_small(tmp_path):
+    config = annealing.Config(
+        dataset="digits",
+        num_hidden=3,
+        num_updates=20,
+        ising_size=4,
+        temperatures=(8,),
+        num_chains=20,
+    )
+    found = annealing.train_and_evaluate(config, tmp_path)["estimates"]
+    assert [r["schedule"] for r in found] == ["linear", "adaptive"] * 2
+    assert all(np.isfinite([r["variance"], r["error"], r["smc_error"]]).all() for r in found)
+    assert (tmp_path / "annealing.png").stat().st_size > 5_000
+    with pytest.raises(ValueError, match="ising_size: expected an even number, got 3"):
+        annealing.Config(ising_size=3)
