@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,8 @@ import numpy as np
 from poejax import _checks, _meshes, propriety
 from poejax._bases import Base
 from poejax._product import Product, product, split_coordinates
+from poejax._weights import LogZ
+from poejax.chains import ModelKernel
 from poejax.experts import Expert
 from poejax.types import Array, Event, Params
 
@@ -31,22 +32,6 @@ def salakhutdinov_murray_betas() -> Array:
     """
     pieces = [np.linspace(0, 0.5, 501)[:-1], np.linspace(0.5, 0.9, 4001)[:-1]]
     return jnp.asarray(np.concatenate([*pieces, np.linspace(0.9, 1.0, 10_001)]))
-
-
-def require_path(model: Product, params: Params, base: Base, kernel: Any = None) -> None:
-    """Raise, or warn, unless there is a path from the base to the model that numbers can follow."""
-    _checks.model("model", model)
-    if not isinstance(base, Base):
-        raise TypeError(
-            "base: expected a base such as evidence.base_rate(model, data), got "
-            f"{_checks.describe(base)}"
-        )
-    if base.model.visible != model.visible:
-        raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
-    propriety.require_proper(model, params)
-    require_reach(model, params)
-    warn_if_base_is_light(model, params, base)
-    _checks.kernel_of("kernel", kernel, model)
 
 
 def path_of(model: Product, base: Base) -> Product:
@@ -91,19 +76,49 @@ def log_change(model: Expert, old: Params, new: Params, x: Event) -> Array:
     return jnp.sum(jnp.stack(changes))
 
 
-def warn_if_base_is_light(model: Product, params: Params, base: Base) -> None:
-    """Warn where the weights are known to have infinite variance."""
+def check_path(
+    model: Product,
+    params: Params,
+    base: Base,
+    kernel: ModelKernel | None,
+    num_chains: int,
+    stacklevel: int = 4,
+) -> None:
+    """Raise unless chains can be annealed from the base to the model; warn of light tails."""
+    if _checks.positive_int("num_chains", num_chains) < 2:
+        raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
+    _checks.model("model", model)
+    if not isinstance(base, Base):
+        raise TypeError(
+            "base: expected a base such as evidence.base_rate(model, data), got "
+            f"{_checks.describe(base)}"
+        )
+    if base.model.visible != model.visible:
+        raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
+    propriety.require_proper(model, params)
+    require_reach(model, params)
+    warn_if_base_is_light(model, params, base, stacklevel + 1)
+    _checks.kernel_of("kernel", kernel, model)
+
+
+def is_light(model: Product, params: Params, base: Base) -> bool:
+    """Whether the weights are known to have infinite variance."""
     ours = propriety.total_tails(model, params)
     theirs = propriety.total_tails(base.model, base.params)
     if ours is None or theirs is None:
-        return
-    if propriety.sees(theirs.decay, propriety.uncovered(ours)).any():
+        return False
+    return bool(propriety.sees(theirs.decay, propriety.uncovered(ours)).any())
+
+
+def warn_if_base_is_light(model: Product, params: Params, base: Base, stacklevel: int = 4) -> None:
+    """Warn where the weights are known to have infinite variance."""
+    if is_light(model, params, base):
         warnings.warn(
             "base: its Gaussian tails are lighter than the model's, which decays only as a power "
             "in some direction: the weights have infinite variance and the error bar lies; take "
             "evidence.student_t_base",
             UserWarning,
-            stacklevel=5,
+            stacklevel=stacklevel,
         )
 
 
@@ -122,15 +137,6 @@ def require_reach(model: Product, params: Params) -> None:
             )
 
 
-def require_resolution(log_z: Array) -> None:
-    """Raise where a log Z is so large that its dtype keeps too few digits of it."""
-    if abs(float(log_z)) * float(jnp.finfo(log_z.dtype).eps) > RESOLUTION:
-        raise ValueError(
-            f"log_z: expected one that {log_z.dtype} resolves to {RESOLUTION} nats, got "
-            f"{float(log_z):.3g}; set jax_enable_x64"
-        )
-
-
 def check_betas(betas: Array) -> None:
     """Raise unless the temperatures rise from 0 to 1."""
     if jnp.ndim(betas) != 1 or jnp.shape(betas)[0] < 2:
@@ -142,3 +148,12 @@ def check_betas(betas: Array) -> None:
                 f"betas: expected to rise from 0 to 1, got {values[0]} ... {values[-1]}"
                 f"{'' if np.all(np.diff(values) >= 0) else ', not monotone'}"
             )
+
+
+def require_resolution(caller: str, found: LogZ) -> None:
+    """Raise where the dtype of log Z keeps too few digits of it."""
+    if abs(float(found.log_z)) * float(jnp.finfo(found.log_z.dtype).eps) > RESOLUTION:
+        raise ValueError(
+            f"{caller}: expected a log Z that {found.log_z.dtype} resolves to {RESOLUTION} nats, "
+            f"got {float(found.log_z):.3g}; set jax_enable_x64"
+        )

@@ -13,6 +13,10 @@ from poejax.types import Array
 _MIN_TAIL = 5
 _MAX_PARETO_K = 0.7
 _MIN_ESS = 10
+_ALIKE = 0.9  # share of the chains: a relative variance below 0.11
+_PRIOR = 10  # observations that k̂ is shrunk by, towards a half
+_ONE_SIDED = 1.645  # 5 % of a normal law lie above
+NORMAL_95 = 1.96
 
 
 class LogZ(NamedTuple):
@@ -30,7 +34,8 @@ class LogZ(NamedTuple):
     A few heavy weights make std_err meaningless: where ess is below 10 (half the chains, if these
     are fewer than 20) or k̂ above 0.7, the interval is open on the side that log_z tends to miss,
     +inf for `ais` and -inf for `reverse_ais`, and 3.69 = -log 0.025 wide on the other, by Markov's
-    inequality for weights that are positive and unbiased.
+    inequality for weights that are positive and unbiased. Of weights that are alike, ess above 0.9
+    of the chains, k̂ opens it only where it exceeds ½ beyond its own noise.
     """
 
     log_z: Array
@@ -70,7 +75,11 @@ def summarize(log_weights: Array) -> WeightSummary:
     std_err = jnp.std(relative, ddof=1) / math.sqrt(n)
     ess = jnp.clip(n / jnp.mean(relative**2), 1, n)
     k = pareto_k(log_weights)
-    is_degenerate = (ess < min(_MIN_ESS, n / 2)) | (k > _MAX_PARETO_K)
+    # The shape of a tail knows no size: noise among equal weights looks as heavy as any. There k̂
+    # counts if it tells an infinite variance from its own error, (1 + k) / sqrt(tail).
+    is_sure = k - _ONE_SIDED * (1 + k) / math.sqrt(_tail_size(n) + _PRIOR) > 0.5
+    is_heavy = (k > _MAX_PARETO_K) & ((ess < _ALIKE * n) | is_sure)
+    is_degenerate = (ess < min(_MIN_ESS, n / 2)) | is_heavy
     return WeightSummary(top + jnp.log(mean), std_err, ess, k, is_degenerate)
 
 
@@ -84,8 +93,7 @@ def pareto_k(log_weights: Array) -> Array:
     Pareto distribution; Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance
     sampling, appendix C.
     """
-    n = log_weights.shape[0]
-    size = min(n // 5, math.ceil(3 * math.sqrt(n)))
+    size = _tail_size(log_weights.shape[0])
     if size < _MIN_TAIL:
         # Of NumPy: under jax_debug_nans an array of JAX must not hold NaN.
         unknown: Any = np.asarray(np.nan, log_weights.dtype)
@@ -106,14 +114,42 @@ def pareto_k(log_weights: Array) -> Array:
     share = jnp.exp(profile - jnp.max(profile))
     best = jnp.sum(theta * share) / jnp.sum(share)
     k = jnp.mean(jnp.log1p(-best * x))
-    k = (size * k + 10 * 0.5) / (size + 10)
+    k = (size * k + _PRIOR * 0.5) / (size + _PRIOR)
     # Without a scale, either all weights are alike, or a few outweigh the rest beyond measure.
     alike = x[-1] <= ordered[-size - 1]
     return jnp.where(has_scale, k, jnp.where(alike, 0.0, jnp.inf)).astype(log_weights.dtype)
 
 
-def describe(found: WeightSummary, num_chains: int) -> str:
+def _tail_size(num_weights: int) -> int:
+    return min(num_weights // 5, math.ceil(3 * math.sqrt(num_weights)))
+
+
+def estimate(log_weights: Array, direction: Array | int, quantile: float = NORMAL_95) -> LogZ:
+    """Return the estimate of log Z by weights of mean Z (direction 1) or 1/Z (-1).
+
+    Args:
+      log_weights: [n].
+      direction: 1 or -1, [].
+      quantile: standard errors from the estimate to either end of a closed interval.
+    """
+    found = summarize(log_weights)
+    log_z = jnp.asarray(direction, log_weights.dtype) * found.log_mean
+    closed, markov = quantile * found.std_err, -math.log(0.025)
+    is_forward = jnp.asarray(direction) > 0
+    below = jnp.where(found.is_degenerate, jnp.where(is_forward, markov, jnp.inf), closed)
+    above = jnp.where(found.is_degenerate, jnp.where(is_forward, jnp.inf, markov), closed)
+    low, high = log_z - below, log_z + above
+    return LogZ(log_z, found.std_err, found.ess, low, high, log_weights, found.pareto_k)
+
+
+def is_open(found: LogZ) -> Array:
+    """Whether its weights were found degenerate, so that one end is infinite, []."""
+    return jnp.isinf(found.ci_low) | jnp.isinf(found.ci_high)
+
+
+def describe(found: LogZ, what: str = "weights") -> str:
     """Say how few weights carry the estimate, e.g. "the weights have an ESS of 1.3 of 100"."""
+    size = len(found.log_weights)
     k = float(found.pareto_k)
     tail = "" if np.isnan(k) else f" and a Pareto k of {k:.2g}"
-    return f"the weights have an ESS of {float(found.ess):.3g} of {num_chains}{tail}"
+    return f"the {what} have an ESS of {float(found.ess):.3g} of {size}{tail}"

@@ -173,3 +173,44 @@ def test_a_student_t_base_leaves_out_exponents_next_to_one_half():
     found = evidence.ais(KEY, model, params, base, evidence.linear_betas(100), 200)
     # log Z by quadrature in float64 over the plane, 4001 by 4001 points even in arcsinh.
     assert abs(float(found.log_z) - 2.01373) < 3 * float(found.std_err) + 0.01
+
+
+# A tail's shape among weights that are all alike.
+
+
+def test_noise_among_weights_that_are_alike_opens_no_interval():
+    rng = np.random.default_rng(0)
+    log_w = jnp.asarray(0.045 * rng.normal(size=(2000, 25)), jnp.float32)
+    found = jax.vmap(weights.summarize)(log_w)
+    assert float(jnp.mean(found.pareto_k > 0.7)) > 0.05  # of five weights no shape can be told
+    assert float(jnp.mean(found.is_degenerate)) < 0.02
+    # An ESS of 99.8 of 100 with k̂ = 0.73, as was seen.
+    bulk = rng.normal(size=80) * 0.01
+    tail = 0.02 + 0.01 * (np.linspace(0.02, 0.98, 20) ** -0.9 - 1)
+    found = evidence.ais_result(run_of(np.concatenate([bulk, tail])))
+    assert float(found.ess) > 99
+    assert float(found.pareto_k) > 0.7
+    assert float(found.ci_high) < np.inf
+
+
+def test_a_tail_of_infinite_variance_is_named_from_a_base_that_is_too_light():
+    # Weights (1 + x²)^-1 / N(x; 0, σ²), whose mean square is infinite, though their ESS looks well.
+    visible = units.Gaussian(1)
+    model = pj.product(visible, heavy=experts.StudentT(visible, 1))
+    one = jnp.ones((1, 1))
+    params = {"heavy": {"w": one, "log_scale": jnp.zeros(1), "log_exponent": jnp.zeros(1)}}
+    x = jnp.linspace(-1.7, 1.7, 200)[:, None]
+    base = evidence.gaussian_base(model, x, scale=1.5)
+    errors = []
+    for seed in range(5):
+        with warnings.catch_warnings(record=True, action="always") as caught:
+            found = evidence.ais(
+                jax.random.key(seed), model, params, base, evidence.linear_betas(1), 4000
+            )
+        messages = [str(w.message) for w in caught]
+        assert any("tails are lighter" in m for m in messages)
+        assert any("Pareto k of" in m and "error bar means nothing" in m for m in messages)
+        assert float(found.pareto_k) > 0.7
+        assert float(found.ci_low) <= np.log(np.pi) < float(found.ci_high) == np.inf
+        errors.append(abs(float(found.log_z) - np.log(np.pi)) / float(found.std_err))
+    assert np.max(errors) > 4  # standard errors, so called

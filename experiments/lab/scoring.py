@@ -1,4 +1,4 @@
-"""Densities as scores: AUROC with standard errors, and mixtures of Bernoullis to compare with."""
+"""Densities as scores: AUROC, likelihoods from both sides, and mixtures to compare them with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import poejax as pj
+from experiments.lab import runs
 from poejax import mixtures
 from poejax.mixtures import BernoulliMixtureParams
 from poejax.types import Array, Params
@@ -87,6 +88,35 @@ def exact_log_likelihood(model: pj.Product, params: Params, x: Any) -> float:
     """Return the mean log-likelihood of rows [N, ...] with the exact log Z, nats per row."""
     log_z = pj.exact.log_z(model, params)
     return float(pj.evidence.log_likelihood(model, params, x, log_z).mean)
+
+
+_STAGES = {
+    "sampling": ("sampling", "sweep"),
+    "forward": ("AIS", "beta"),
+    "reverse": ("reverse AIS", "beta"),
+}
+
+
+def two_sided(
+    rng_key: Array, model: pj.Product, params: Params, x: Any, **options: Any
+) -> pj.evidence.TwoSided:
+    """Score rows from both sides, beside a progress bar a stage; see `test_log_likelihood`."""
+    bars: dict[str, Any] = {}
+
+    def show(now: pj.evidence.Progress) -> None:
+        if now.stage not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[now.stage] = runs.progress(now.num_steps, *_STAGES[now.stage])
+        bars[now.stage].update(now.step - bars[now.stage].n)
+        if not np.isnan(now.ess):
+            bars[now.stage].set_postfix({"ess": f"{now.ess:.1f}"}, refresh=False)
+
+    try:
+        return pj.evidence.test_log_likelihood(rng_key, model, params, x, callback=show, **options)
+    finally:
+        for bar in bars.values():
+            bar.close()
 
 
 class Selected(NamedTuple):

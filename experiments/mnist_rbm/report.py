@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import poejax as pj
-from experiments.lab import devices, own_data, runs, tables
+from experiments.lab import devices, own_data, runs, scoring, tables
 from experiments.lab.encoders import reconstruct
 from poejax import _meshes, plotting, training
 from poejax.types import Array, Params
@@ -166,17 +166,23 @@ class Evaluation(NamedTuple):
         Log-likelihoods are in the units of the data; log Z is that of the model, in coordinates.
         """
         start, (model, params, data, *_) = time.perf_counter(), self
-        train_key, test_key, ais_key, chain_key, reverse_key = self._keys(0xA15, 5)
+        train_key, test_key, score_key = self._keys(0xA15, 3)
         x_train = data.preprocess(train_key, jnp.asarray(data.train))
         x_test = data.preprocess(test_key, jnp.asarray(data.test))
-        base = pj.evidence.base_rate(model, x_train)
-        # From the data, where the chains are soon at equilibrium; in turn, if there are few.
-        starts = x_train[jnp.arange(num_chains) % x_train.shape[0]]
-        fantasies = self.sample(chain_key, sample_steps, starts)
-        log_z = {
-            "": self.anneal(ais_key, base, betas, num_chains, None),
-            "reverse_": self.anneal(reverse_key, base, betas, num_chains, fantasies),
-        }
+        found = scoring.two_sided(
+            score_key,
+            model,
+            params,
+            x_test,
+            data=x_train,
+            betas=betas,
+            num_chains=num_chains,
+            num_sweeps=sample_steps,
+            max_states=0,  # what is compared is the estimates
+            place=functools.partial(devices.place, mesh=self.mesh),
+        ).bracket
+        assert found is not None
+        log_z = {"": found.forward, "reverse_": found.reverse}
         shift = data.log_volume  # density in the coordinates of the model, to density in the data's
         results: dict[str, Any] = {"ais_chains": num_chains, "ais_steps": int(betas.shape[0]) - 1}
         for side, estimate in log_z.items():
@@ -248,22 +254,6 @@ class Evaluation(NamedTuple):
                 bar.update(piece)
         x: Array = states.x
         return x
-
-    def anneal(
-        self, rng_key: Array, base: pj.evidence.Base, betas: Array, count: int, x: Array | None
-    ) -> pj.evidence.LogZ:
-        """Estimate log Z by `count` runs of AIS, in reverse from samples `x` unless None."""
-        model, params, total = self.model, self.params, len(betas) - 1
-        piece, name = max(1, total // 50), "AIS" if x is None else "reverse AIS"
-        state = pj.evidence.ais_init(rng_key, model, params, base, betas, count, x)
-        state = devices.place(state, self.mesh)
-        with runs.progress(total, name, "beta") as bar:
-            while (step := int(state.step)) < total:
-                state = pj.evidence.ais_steps(state, model, params, base, betas, piece)
-                bar.update(int(state.step) - step)
-                ess = float(pj.evidence.ais_result(state).ess)
-                bar.set_postfix({"ess": f"{ess:.1f}/{count}"}, refresh=False)
-        return pj.evidence.ais_result(state)
 
 
 def table(results: dict[str, Any]) -> list[tables.Table]:

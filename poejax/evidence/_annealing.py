@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -16,11 +15,11 @@ from poejax._bases import Base
 from poejax._numerics import add
 from poejax._paths import (
     check_betas,
+    check_path,
     log_change,
     log_z_at_start,
     path_of,
     path_params,
-    require_path,
     require_resolution,
 )
 from poejax._product import Product, split_coordinates
@@ -149,9 +148,7 @@ def ais_init(
 ) -> AISState:
     """Draw the chains from the base, or take model samples to go back from; see `ais`."""
     _checks.rng_key("rng_key", rng_key)
-    if _checks.positive_int("num_chains", num_chains) < 2:
-        raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
-    require_path(model, params, base, kernel)
+    check_path(model, params, base, kernel, num_chains)
     check_betas(betas)
     if reverse_from is not None:
         reverse_from = _border.events("reverse_from", model.visible, reverse_from)
@@ -188,28 +185,25 @@ def ais_steps(
 
 def ais_result(state: AISState) -> LogZ:
     """Summarise the weights of a run; raises ValueError if they or the chains are not finite."""
+    result = estimate_of(state)
+    if _checks.is_concrete(result) and bool(weights.is_open(result)):
+        warnings.warn(
+            f"ais: {weights.describe(result)}: the error bar means nothing, and the interval is "
+            "open on one side; take more temperatures, or a base closer to the model",
+            UserWarning,
+            stacklevel=3,
+        )
+    return result
+
+
+def estimate_of(state: AISState) -> LogZ:
+    """Do what `ais_result` does, without a warning."""
     log_w = state.log_weights
     what = "chains of a normalisable model with finite parameters: "
     _checks.finite(f"ais: {what}", (state.chains, log_w))
-    found = weights.summarize(log_w)
-    log_z = state.direction.astype(log_w.dtype) * found.log_mean
-    closed, markov = 1.96 * found.std_err, -math.log(0.025)
-    forwards = state.direction > 0
-    below = jnp.where(found.is_degenerate, jnp.where(forwards, markov, jnp.inf), closed)
-    above = jnp.where(found.is_degenerate, jnp.where(forwards, jnp.inf, markov), closed)
-    result = LogZ(
-        log_z, found.std_err, found.ess, log_z - below, log_z + above, log_w, found.pareto_k
-    )
+    result = weights.estimate(log_w, state.direction)
     if _checks.is_concrete(result):
-        require_resolution(log_z)
-        if bool(found.is_degenerate):
-            warnings.warn(
-                f"ais: {weights.describe(found, len(log_w))}: the error bar means nothing, and the "
-                "interval is open on one side; take more temperatures, or a base closer to the "
-                "model",
-                UserWarning,
-                stacklevel=3,
-            )
+        require_resolution("ais", result)
     return result
 
 

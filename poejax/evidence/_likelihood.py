@@ -10,13 +10,15 @@ import numpy as np
 from poejax import _border, _checks
 from poejax._product import Product, log_densities
 from poejax._weights import LogZ
+from poejax.evidence._bracket import Bracket
 from poejax.types import Array, Event, Params
 
 
 class LogLikelihood(NamedTuple):
     """Mean log-likelihood of a batch, nats per example, with the 95 % interval of log Z's estimate.
 
-    ess: effective sample size of log Z, NaN where log Z was given as a number.
+    ess: effective sample size of log Z, the smaller one of a Bracket's two, NaN where log Z was
+      given as a number.
     values: each example's log-likelihood at the point estimate of log Z, [N].
     """
 
@@ -28,7 +30,7 @@ class LogLikelihood(NamedTuple):
 
 
 def log_likelihood(
-    model: Product, params: Params, x: Event, log_z: LogZ | Array | float
+    model: Product, params: Params, x: Event, log_z: LogZ | Bracket | Array | float
 ) -> LogLikelihood:
     """Mean log-likelihood of a batch `x` [N, ...], in nats per example.
 
@@ -36,7 +38,8 @@ def log_likelihood(
       model: the product.
       params: its parameters.
       x: batch of events.
-      log_z: LogZ from `ais`, whose interval is passed on, or an exact value, with no width.
+      log_z: LogZ from `ais`, or Bracket from `bracket`, whose interval is passed on, or an exact
+        value, with no width.
 
     Returns:
       LogLikelihood. Its interval covers the error of log Z only, not the choice of the examples.
@@ -50,6 +53,10 @@ def log_likelihood(
     _check_log_z(log_z)
     density = log_densities(model, params, x)
     mean = jnp.mean(density)
+    if isinstance(log_z, Bracket):
+        ess = jnp.minimum(log_z.forward.ess, log_z.reverse.ess)
+        low, high = mean - log_z.high, mean - log_z.low
+        return LogLikelihood(mean - log_z.log_z, low, high, ess, density - log_z.log_z)
     if not isinstance(log_z, LogZ):
         value = mean - log_z
         # Of NumPy: under jax_debug_nans an array of JAX must not hold NaN.
@@ -65,11 +72,12 @@ def log_likelihood(
 
 
 def _check_log_z(log_z: Any) -> None:
-    if isinstance(log_z, LogZ):
+    if isinstance(log_z, LogZ | Bracket):
         return
     if not _checks.is_real(log_z):
         raise TypeError(
-            f"log_z: expected a LogZ of evidence.ais, or one number, got {_checks.describe(log_z)}"
+            "log_z: expected a LogZ of evidence.ais, a Bracket, or one number, got "
+            f"{_checks.describe(log_z)}"
         )
     if _checks.is_concrete(log_z) and not np.isfinite(log_z):
         raise ValueError(f"log_z: expected a finite value, got {log_z}")

@@ -14,7 +14,7 @@ from scipy import special
 
 from poejax import _border, _checks, _random, chains
 from poejax._bases import Base
-from poejax._paths import check_betas, log_z_at_start, path_of, require_path, require_resolution
+from poejax._paths import check_betas, check_path, log_z_at_start, path_of, require_resolution
 from poejax._product import Product, split_coordinates
 from poejax._weights import LogZ
 from poejax.chains import ModelKernel
@@ -102,8 +102,9 @@ def sample(
     Source: Geyer (1991); Okabe et al. (2001); Syed, Bouchard-Côté, Deligiannidis & Doucet (2022);
     Bennett (1976).
     """
-    _check_counts(rng_key, num_chains, num_steps)
-    require_path(model, params, base, kernel)
+    _checks.rng_key("rng_key", rng_key)
+    _checks.positive_int("num_steps", num_steps)
+    check_path(model, params, base, kernel, num_chains)
     if betas is not None:
         check_betas(betas)
     elif not _checks.is_concrete(rng_key, params, base):
@@ -168,13 +169,14 @@ def sample_trajectory(
     Source: Béreux, Decelle, Furtlehner, Rosset & Seoane (2024), Fast training and sampling of
     restricted Boltzmann machines.
     """
-    _check_counts(rng_key, num_chains, num_steps)
+    _checks.rng_key("rng_key", rng_key)
+    _checks.positive_int("num_steps", num_steps)
     checkpoints, coordinates = split_coordinates(trajectory)
     size = _checks.leading_axis("trajectory", checkpoints)
     rest = {"coordinates": coordinates} if coordinates else {}
     for number in range(size) if _checks.is_concrete(trajectory) else (0,):
         one = jax.tree.map(operator.itemgetter(number), checkpoints)
-        require_path(model, one | rest, base, kernel)
+        check_path(model, one | rest, base, kernel, num_chains)
     base = base.within(coordinates)
     start_key, init_key, rest_key = (_random.fold_in(rng_key, i) for i in range(3))
     y = _starts(start_key, model, base, coordinates, x, num_chains)
@@ -184,13 +186,6 @@ def sample_trajectory(
     first, oldest = (jax.tree.map(operator.itemgetter(0), tree) for tree in (y, checkpoints))
     start = log_z_at_start(path_of(model, base), oldest, base, first)
     return _measured(rest_key, ladder, replicas, start, num_steps, path_kernel, coordinates)
-
-
-def _check_counts(rng_key: Array, num_chains: int, num_steps: int) -> None:
-    _checks.rng_key("rng_key", rng_key)
-    if _checks.positive_int("num_chains", num_chains) < 2:
-        raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
-    _checks.positive_int("num_steps", num_steps)
 
 
 def _starts(
@@ -234,7 +229,7 @@ def _measured(
     y = measure.top(replicas)
     if _checks.is_concrete(report):
         _checks.finite("tempering: a normalisable model with finite parameters: ", (y, means))
-        require_resolution(report.log_z.log_z)
+        require_resolution("tempering", report.log_z)
         _warn(report, means)
     return jax.vmap(lambda y: ladder.model.visible.restore(coordinates, y))(y), report
 

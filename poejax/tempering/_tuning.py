@@ -9,7 +9,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from poejax import _random
 from poejax.tempering import _measure as measure
@@ -84,6 +83,8 @@ def wanted_size(rejection: np.ndarray) -> int:
 
 def equal_barrier(betas: np.ndarray, rejection: np.ndarray, size: int) -> np.ndarray:
     """Return `size` inverse temperatures at equal steps of the barrier, by monotone splines."""
+    from scipy.interpolate import PchipInterpolator  # takes long to import
+
     barrier = np.concatenate([[0.0], np.cumsum(np.maximum(rejection, 1e-3))])
     placed = PchipInterpolator(barrier, betas)(np.linspace(0, barrier[-1], size))
     placed = np.clip(np.asarray(placed, float), 0, 1)

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from experiments.annealing import main
+
+raise SystemExit(main())
