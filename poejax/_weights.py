@@ -142,6 +142,13 @@ def estimate(log_weights: Array, direction: Array | int, quantile: float = NORMA
     return LogZ(log_z, found.std_err, found.ess, low, high, log_weights, found.pareto_k)
 
 
+def student_t(degrees: int, level: float) -> float:
+    """Return the |t| of `degrees` of freedom that is exceeded with probability `level`."""
+    from scipy.special import stdtrit  # of JAX's own dependencies, but it takes long to import
+
+    return float(stdtrit(degrees, 1 - level / 2))
+
+
 def is_open(found: LogZ) -> Array:
     """Whether its weights were found degenerate, so that one end is infinite, []."""
     return jnp.isinf(found.ci_low) | jnp.isinf(found.ci_high)

@@ -136,12 +136,6 @@ def test_systematic_resampling_keeps_expectations(seed):
     assert (np.abs(counts.mean(axis=0) - 13 * w) < 4 * error + 1e-4).all()
 
 
-def test_quantiles_are_those_of_student_s_t():
-    for degrees in (1, 2, 3, 9, 50):
-        found = _smc.student_t_quantile(degrees)
-        assert found == pytest.approx(stats.t(degrees).isf(0.025), rel=0.01)
-
-
 def test_new_params_compile_nothing(random_params, compiles_nothing):
     def go(model, seed):
         params, base, _ = case(random_params, seed)

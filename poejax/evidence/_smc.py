@@ -116,7 +116,7 @@ def smc(
         kernel=path_kernel,
     )
     _checks.finite("smc: chains of a normalisable model with finite parameters: ", (x, log_w))
-    found = weights.estimate(log_w, 1, student_t_quantile(num_groups - 1))
+    found = weights.estimate(log_w, 1, weights.student_t(num_groups - 1, 0.05))
     if _checks.is_concrete(found):
         require_resolution("smc", found)
         if bool(weights.is_open(found)):
@@ -196,19 +196,3 @@ def systematic(rng_key: Array, log_weights: Array) -> Array:
     u = jax.random.uniform(rng_key, (), sums.dtype)
     points = (jnp.arange(n) + u) / n * sums[-1]
     return jnp.minimum(jnp.searchsorted(sums, points, side="right"), n - 1)
-
-
-def student_t_quantile(degrees: int) -> float:
-    """Return the 97.5 % quantile of Student's t, to 1 % above one degree of freedom.
-
-    By the expansion of Cornish & Fisher about the normal quantile; exact at one and two.
-    """
-    if degrees < 3:
-        return (12.7062, 4.3027)[degrees - 1]
-    z, d = 1.959964, degrees
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / d ** (i + 1) for i, term in enumerate(terms))

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 from poejax import _border, _checks, _random, chains
 from poejax._bases import Base
 from poejax._paths import check_betas, check_path, log_z_at_start, path_of, require_resolution
 from poejax._product import Product, split_coordinates
-from poejax._weights import LogZ
+from poejax._weights import LogZ, student_t
 from poejax.chains import ModelKernel
 from poejax.kernels._binding import bound_to
 from poejax.tempering import _measure as measure
@@ -26,7 +25,6 @@ from poejax.types import Array, Event, Kernel, Params
 
 _LEAST_ACCEPTANCE = 0.02
 _LEAST_SPARE = 256
-_DRIFT = 4.0  # standard errors
 
 
 class Report(NamedTuple):
@@ -80,8 +78,8 @@ def sample(
       base: a proper base: `evidence.base_rate`, `gaussian_base`, or `student_t_base` for heavy
         tails.
       num_chains: number C of independent ladders, at least 2; ten or more for a narrow interval.
-      num_steps: sweeps of every replica that are measured. Before these come half as many, or 256
-        if that is more, to place the rungs, and as many again for burn-in.
+      num_steps: sweeps of every replica that are measured. Before these come a quarter as many, or
+        256 if that is more, to place the rungs, and as many again for burn-in.
       betas: inverse temperatures from 0 to 1, not decreasing, [K]; placed at equal rejection rates
         when None, as many as the barrier asks for.
       kernel: a kernel of `model`, whose settings serve all along the path; `block_gibbs(model)`
@@ -153,7 +151,7 @@ def sample_trajectory(
         real units aside, which all share); samples and log Z are those of the last.
       base: a proper base near the first checkpoint, e.g. `evidence.base_rate(model, data)`.
       num_chains: number C of independent ladders of M + 1 replicas, at least 2.
-      num_steps: sweeps that are measured; half as many, at least 256, come before.
+      num_steps: sweeps that are measured; a quarter as many, at least 256, come before.
       kernel: a kernel of `model`; `block_gibbs(model)` when None.
       x: events to start all rungs from, [C, ...]; draws of the base when None.
 
@@ -199,7 +197,7 @@ def _starts(
 
 
 def _spare(num_steps: int) -> int:
-    return max(_LEAST_SPARE, num_steps // 2)
+    return max(_LEAST_SPARE, num_steps // 4)
 
 
 def _measured(
@@ -254,8 +252,10 @@ def _report(
     own = _influence(rises, falls)
     num_chains = len(own)
     std_err = jnp.std(own, ddof=1) / math.sqrt(num_chains)
-    wide = float(special.stdtrit(num_chains - 1, 0.975)) * std_err
-    is_open = (jnp.min(acceptance) < _LEAST_ACCEPTANCE) | (jnp.abs(drift(means)) > _DRIFT)
+    wide = student_t(num_chains - 1, 0.05) * std_err
+    is_open = (jnp.min(acceptance) < _LEAST_ACCEPTANCE) | (
+        jnp.abs(drift(means)) > _largest_drift(num_chains)
+    )
     wide = jnp.where(is_open, jnp.inf, wide)
     weights = jnp.exp(own - jnp.max(own))
     ess = jnp.sum(weights) ** 2 / jnp.sum(weights**2)
@@ -280,6 +280,11 @@ def drift(means: measure.Means) -> Array:
     return gap / (jnp.std(own[1] - own[0], ddof=1) / math.sqrt(len(own[0])))
 
 
+def _largest_drift(num_chains: int) -> float:
+    """Return what one run in 10,000 at equilibrium exceeds."""
+    return student_t(num_chains - 1, 1e-4)
+
+
 def _warn(report: Report, means: measure.Means) -> None:
     worst = int(jnp.argmin(report.acceptance))
     if float(report.acceptance[worst]) < _LEAST_ACCEPTANCE:
@@ -291,7 +296,7 @@ def _warn(report: Report, means: measure.Means) -> None:
             UserWarning,
             stacklevel=5,
         )
-    if abs(float(drift(means))) > _DRIFT:
+    if abs(float(drift(means))) > _largest_drift(len(means.rises)):
         warnings.warn(
             f"tempering: log Z moved by {float(drift(means)):.2g} standard errors between the two "
             "halves of the run: the ladders are not yet at equilibrium; take more num_steps",
