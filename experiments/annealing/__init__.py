@@ -24,7 +24,7 @@ import optax
 from matplotlib.figure import Figure
 
 import poejax as pj
-from experiments.lab import figures, runs, tables
+from experiments.lab import figures, ising, runs, tables
 from poejax import plotting
 from poejax.types import Array, Params
 
@@ -71,21 +71,6 @@ class Target(NamedTuple):
     base: pj.evidence.Base
 
 
-def ising(size: int, coupling: float) -> tuple[pj.Product, Params]:
-    """Return the Ising model on a torus of size x size squares, from +1 and -1 alike."""
-    x, y = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
-    half, is_black = size * size // 2, (x + y) % 2 == 0
-    number = np.zeros((size, size), int)
-    number[is_black] = number[~is_black] = np.arange(half)
-    w = np.zeros((half, half), np.float32)
-    for i, j in np.argwhere(is_black):
-        for step_i, step_j in ((0, 1), (1, 0), (0, -1), (-1, 0)):
-            w[number[i, j], number[(i + step_i) % size, (j + step_j) % size]] += coupling
-    spins = pj.units.Spin(half)
-    model = pj.product(spins, white=pj.experts.HiddenBank(spins, spins))
-    return model, {"white": {"w": jnp.asarray(w), "b": jnp.zeros(half)}}
-
-
 def targets(config: Config) -> dict[str, Target]:
     """Train the RBM, and build the Ising model."""
     data_key, run_key = jax.random.split(jax.random.key(config.seed))
@@ -94,12 +79,10 @@ def targets(config: Config) -> dict[str, Target]:
     rbm = pj.models.rbm(data.shape[1], config.num_hidden)
     run = pj.training.Run(pj.estimators.pcd(rbm, 100), optax.sgd(0.05), batch_size=100)
     params = runs.train(run, run.init(run_key, data), data, config.num_updates).params
-    model, couplings = ising(config.ising_size, config.coupling)
-    half = model.visible.num_sites
-    balanced = jnp.stack([jnp.ones(half), -jnp.ones(half)])
+    model, couplings = ising.ising(config.ising_size, config.coupling)
     return {
         "RBM of digits": Target(rbm, params, pj.evidence.base_rate(rbm, data)),
-        "2-D Ising model": Target(model, couplings, pj.evidence.base_rate(model, balanced)),
+        "2-D Ising model": Target(model, couplings, ising.even_base(model)),
     }
 
 
