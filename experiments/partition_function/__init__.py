@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from experiments.lab import figures, runs, tables
 from experiments.partition_function import methods
@@ -100,6 +101,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
             axes.plot(cost, [_rms(group) for group in own], "o-", color=f"C{color}", label=method)
             claimed = [_mean(group, "std_err") for group in own]
             axes.plot(cost, claimed, "x", color=f"C{color}", alpha=0.7)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         figures.bare(axes)
     drawn.axes[0].set_ylabel("error of log Z, nats")
     drawn.axes[0].legend(fontsize=7)
