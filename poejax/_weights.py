@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -147,6 +148,20 @@ def student_t(degrees: int, level: float) -> float:
     from scipy.special import stdtrit  # of JAX's own dependencies, but it takes long to import
 
     return float(stdtrit(degrees, 1 - level / 2))
+
+
+def systematic(rng_key: Array, log_weights: Array) -> Array:
+    """Return n indices, index i floor(n W_i) or ceil(n W_i) times, n W_i on average, rising, [n].
+
+    By one uniform number u: those where the sums of W pass (j + u) / n, j = 0 ... n - 1.
+
+    Source: Kitagawa (1996), Monte Carlo filter and smoother.
+    """
+    n = log_weights.shape[0]
+    sums = jnp.cumsum(jax.nn.softmax(log_weights))
+    u = jax.random.uniform(rng_key, (), sums.dtype)
+    points = (jnp.arange(n) + u) / n * sums[-1]
+    return jnp.minimum(jnp.searchsorted(sums, points, side="right"), n - 1)
 
 
 def is_open(found: LogZ) -> Array:

@@ -52,6 +52,13 @@ ESTIMATORS = {
     "exact": (estimators.exact(BINARY), GRADIENT),
     "pcd": (estimators.pcd(BINARY, 8), GRADIENT),
     "pcd-real": (estimators.pcd(REAL, 8), GRADIENT),
+    "pcd-tempered": (
+        estimators.pcd(BINARY, 8, pj.tempering.replica_exchange(BINARY, (0.0, 0.5, 1.0))),
+        GRADIENT,
+    ),
+    "fast-pcd": (estimators.fast_pcd(BINARY, 8, fast_rate=0.01), {}),
+    "jarzynski": (estimators.jarzynski(BINARY, 50), {}),
+    "jarzynski-real": (estimators.jarzynski(REAL, 50), {}),
     "cd": (estimators.cd(BINARY, num_steps=2), {}),
     "centered": (estimators.centered(estimators.pcd(BINARY, 8), BINARY), {}),
     "blend": (

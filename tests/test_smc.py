@@ -11,8 +11,7 @@ import pytest
 from scipy import stats
 
 import poejax as pj
-from poejax import evidence
-from poejax.evidence import _smc
+from poejax import _weights, evidence
 from tests.bracket_cases import SMALL, bars, exact_events, trained
 
 KEY = jax.random.key(0)
@@ -128,7 +127,7 @@ def test_kernels_of_all_kinds_carry_their_states():
 def test_systematic_resampling_keeps_expectations(seed):
     log_w = 2 * jax.random.normal(jax.random.key(seed), (13,))
     w = np.asarray(jax.nn.softmax(log_w), float)
-    chosen = jax.vmap(_smc.systematic, (0, None))(jax.random.split(KEY, 20_000), log_w)
+    chosen = jax.vmap(_weights.systematic, (0, None))(jax.random.split(KEY, 20_000), log_w)
     counts = np.stack([np.bincount(row, minlength=13) for row in np.asarray(chosen)])
     assert (counts >= np.floor(13 * w - 1e-4)).all()
     assert (counts <= np.ceil(13 * w + 1e-4)).all()

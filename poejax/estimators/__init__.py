@@ -5,6 +5,8 @@ from poejax.estimators._common import surrogate
 from poejax.estimators._contrastive import cd, pcd
 from poejax.estimators._discriminative import blend, discriminative
 from poejax.estimators._exact import exact
+from poejax.estimators._fast import fast_pcd
+from poejax.estimators._jarzynski import jarzynski
 from poejax.estimators._losses import from_loss
 from poejax.estimators._missing import Incomplete, imputed
 from poejax.estimators._neighbours import (
@@ -24,8 +26,10 @@ __all__ = [
     "denoising_score_matching",
     "discriminative",
     "exact",
+    "fast_pcd",
     "from_loss",
     "imputed",
+    "jarzynski",
     "minimum_probability_flow",
     "pcd",
     "pseudo_likelihood",

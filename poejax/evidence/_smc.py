@@ -48,7 +48,7 @@ def smc(
     Z = Z_0 Π_t Σ_i W_i f_{β_t}(x_i) / f_{β_{t-1}}(x_i),  x_i ~ T_{β_t}(x_a), a ~ W
 
     Population annealing: the path of `ais`, where chains of little weight give way to copies of
-    those of much weight, by systematic resampling whenever a group's effective sample size falls
+    those of much weight, by weights.systematic resampling whenever a group's effective sample size falls
     below `threshold` of it. Where modes part at high temperatures, copies are what moves between
     them. Works for compositions of trained models too: `product(visible, a=model_a, b=model_b)`.
 
@@ -160,7 +160,7 @@ def _smc(
         change = jax.vmap(lambda x: log_change(path, old, new, x))(states.x)
         log_w = log_w + at_least_float32(change).reshape(num_groups, size).astype(log_w.dtype)
         keys = chains.chain_keys(_random.fold_in(choice_key, index), num_groups)
-        chosen = jax.vmap(systematic)(keys, log_w)
+        chosen = jax.vmap(weights.systematic)(keys, log_w)
         log_mean = jax.nn.logsumexp(log_w, axis=1) - math.log(size)
         ess = jnp.exp(2 * jax.nn.logsumexp(log_w, axis=1) - jax.nn.logsumexp(2 * log_w, axis=1))
         is_due = ess < threshold * size
@@ -176,23 +176,9 @@ def _smc(
     carry = _meshes.settled(lambda c: step(c, jnp.zeros((), int))[0], carry)
     carry, _ = jax.lax.scan(step, carry, jnp.arange(betas.shape[0] - 1))
     states, log_z, log_w = carry
-    chosen = systematic(final_key, (log_z[:, None] + log_w).reshape(-1))
+    chosen = weights.systematic(final_key, (log_z[:, None] + log_w).reshape(-1))
     states = jax.tree.map(lambda leaf: leaf[chosen], states)
     end = path_params(path, params, base, betas[-1])
     last_key = _random.fold_in(step_key, betas.shape[0] - 1)
     states, _ = chains.step_all(last_key, kernel, end, states)
     return states.x, log_z + jax.nn.logsumexp(log_w, axis=1) - math.log(size)
-
-
-def systematic(rng_key: Array, log_weights: Array) -> Array:
-    """Return n indices, index i floor(n W_i) or ceil(n W_i) times, n W_i on average, rising, [n].
-
-    By one uniform number u: those where the sums of W pass (j + u) / n, j = 0 ... n - 1.
-
-    Source: Kitagawa (1996), Monte Carlo filter and smoother.
-    """
-    n = log_weights.shape[0]
-    sums = jnp.cumsum(jax.nn.softmax(log_weights))
-    u = jax.random.uniform(rng_key, (), sums.dtype)
-    points = (jnp.arange(n) + u) / n * sums[-1]
-    return jnp.minimum(jnp.searchsorted(sums, points, side="right"), n - 1)

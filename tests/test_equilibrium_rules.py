@@ -1,0 +1,112 @@
+"""Rules that keep their samples those of the model: weights on chains, ladders, fast weights."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import poejax as pj
+from poejax import estimators, experts, units
+
+
+def modes(seed=0, num_visible=8, num_hidden=4):
+    """Bits of two far modes, of masses 0.7 and 0.3."""
+    rng = np.random.default_rng(seed)
+    side = rng.integers(0, 2, num_visible)
+    which = rng.random(2000) < 0.7
+    rows = np.where(which[:, None], side, 1 - side)
+    rows = np.where(rng.random(rows.shape) < 0.03, 1 - rows, rows)
+    visible, hidden = units.Bernoulli(num_visible), units.Bernoulli(num_hidden)
+    parts = {"bias": experts.Bias(visible), "hidden": experts.HiddenBank(visible, hidden)}
+    return pj.product(visible, **parts), jnp.asarray(rows, jnp.float32)
+
+
+def trained(estimator, data, num_steps, rate=0.1, seed=0):
+    run = pj.training.Run(estimator, optax.sgd(rate), 50)
+    state = run.init(jax.random.key(seed), data)
+    return run.steps(state, data, num_steps)
+
+
+def test_log_z_along_training_by_weights():
+    # The chains of plain PCD lag behind such a rate; weighted they are the model's at every step.
+    model, data = modes()
+    rule = estimators.jarzynski(model, 2000)
+    state, metrics = trained(rule, data, 400)
+    exact = float(pj.exact.log_z(model, state.params))
+    found = rule.log_z(state.params, state.estimator_state)
+    assert abs(float(found.log_z) - exact) < 0.1
+    # The info is of the params before the last update.
+    assert abs(float(metrics.info.log_z[-1]) - exact) < 0.2
+    assert float(metrics.info.log_z[0]) == pytest.approx(12 * np.log(2), abs=0.2)
+
+
+def test_the_weighted_gradient_is_nearer_the_exact_one_than_that_of_chains_left_behind():
+    model, data = modes()
+    data = data[:500]
+    exact = estimators.exact(model)
+    errors = {"jarzynski": [], "pcd": []}
+    for name in errors:
+        rule = getattr(estimators, name)(model, 1000)
+        state, _ = trained(rule, data, 200, 0.3)
+        for number in range(20):
+            key = jax.random.key(number)
+            state_of, params = state.estimator_state, state.params
+            found = jax.jit(rule.grad)(key, params, state_of, data)[0]
+            truth = exact.grad(key, params, (), data)[0]
+            gap = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), found, truth)
+            errors[name].append(float(sum(jax.tree.leaves(gap))))
+    # What is left of the first is noise of 1,000 chains that weights make fewer.
+    assert np.mean(errors["jarzynski"]) < np.mean(errors["pcd"])
+
+
+def test_few_effective_chains_are_resampled():
+    model, data = modes()
+    rule = estimators.jarzynski(model, 200, threshold=0.9)
+    _, metrics = trained(rule, data, 100, 0.3)
+    never = estimators.jarzynski(model, 200, threshold=0.0)
+    _, others = trained(never, data, 100, 0.3)
+    assert float(jnp.min(metrics.info.ess[50:])) > float(jnp.min(others.info.ess[50:]))
+    with pytest.raises(ValueError, match="threshold"):
+        estimators.jarzynski(model, 200, threshold=1.0)
+
+
+def test_fast_weights_drive_chains_off():
+    model, data = modes()
+    flips = {}
+    for rate in (0.0, 0.5):
+        rule = estimators.fast_pcd(model, 50, fast_rate=rate)
+        state, _ = trained(rule, data, 300, 0.02)
+        before = state.estimator_state
+        key = jax.random.key(1)
+        for number in range(20):
+            _, after, _ = jax.jit(rule.grad)(
+                jax.random.fold_in(key, number), state.params, before, data[:50]
+            )
+            flips.setdefault(rate, []).append(
+                float(jnp.mean(jnp.abs(after.chains.x - before.chains.x)))
+            )
+            before = after
+    assert np.mean(flips[0.5]) > np.mean(flips[0.0])
+    # Without a rate it is persistent contrastive divergence.
+    plain, _ = trained(estimators.pcd(model, 50), data, 30)
+    same, _ = trained(estimators.fast_pcd(model, 50, fast_rate=0.0), data, 30)
+    jax.tree.map(np.testing.assert_array_equal, plain.params, same.params)
+    with pytest.raises(ValueError, match="fast_rate"):
+        estimators.fast_pcd(model, 50, fast_rate=-1)
+
+
+@pytest.mark.slow
+def test_ladders_learn_two_modes_at_their_masses():
+    model, data = modes()
+    kernel = pj.tempering.replica_exchange(model, np.linspace(0, 1, 5))
+    state, _ = trained(estimators.pcd(model, 100, kernel), data, 2000, 0.05)
+    log_z = pj.exact.log_z(model, state.params)
+    ceiling = trained(estimators.exact(model), data, 2000, 0.05)[0].params
+    ours, best = (
+        float(pj.evidence.log_likelihood(model, params, data, z).mean)
+        for params, z in [(state.params, log_z), (ceiling, pj.exact.log_z(model, ceiling))]
+    )
+    assert ours > best - 0.1
