@@ -1,0 +1,211 @@
+"""Chains of one point of a path from base to model, and rows of another, that exchange places."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from poejax import _meshes, _random, chains
+from poejax._bases import Base
+from poejax._paths import log_change, path_of
+from poejax._product import Product
+from poejax.chains import ModelKernel
+from poejax.estimators._common import advance
+from poejax.kernels._binding import bound_to
+from poejax.tempering import LogRatio, bennett
+from poejax.types import Array, Event, Kernel, Params, PyTree
+
+_MIN_ESS = 0.5  # of the rows' weights at the next point, for swaps of about one in two
+_NUM_HALVINGS = 12
+
+
+class Population(NamedTuple):
+    """Samples of the two ends of an exchange, all in coordinates.
+
+    chains: kernel states of the far end, [C].
+    rows: events of the near end, the reservoir, [R, ...].
+    """
+
+    chains: Any
+    rows: Event
+
+
+class Heights(NamedTuple):
+    """What a swap saw of u = log f_far - log f_near: at rows of the reservoir and chains, [C] each.
+
+    Both before the swap, so that they are samples of either end.
+    """
+
+    up: Array
+    down: Array
+
+    def acceptance(self) -> Array:
+        """Return the mean probability of a swap, []."""
+        return jnp.mean(jnp.exp(jnp.minimum(0, self.up - self.down)))
+
+    def log_ratio(self, guess: Array) -> Array:
+        """Return log Z_far - log Z_near, []: right at any guess, at least error near the truth.
+
+        Source: Bennett (1976), equation 10.
+        """
+        rises = jax.nn.logsumexp(jax.nn.log_sigmoid(self.up - guess))
+        return guess + rises - jax.nn.logsumexp(jax.nn.log_sigmoid(guess - self.down))
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """How the ends of an exchange move and swap; static. Build with `exchange`.
+
+    path: base times model, of which both ends are points: parameters without coordinates.
+    kernel: a kernel of the path.
+    num_steps: its steps between two swaps.
+    """
+
+    path: Product
+    kernel: Kernel
+    num_steps: int
+
+    def start(self, rng_key: Array, far: Params, x: Event, num_chains: int) -> Any:
+        """Return chains at the first rows of events [N, ...], N >= C."""
+        x = jax.tree.map(lambda leaf: leaf[:num_chains], x)
+        keys = chains.chain_keys(rng_key, num_chains)
+        return jax.vmap(self.kernel.init, in_axes=(0, None, 0))(keys, far, x)
+
+    def heights(self, near: Params, far: Params, x: Event) -> Array:
+        """Return u at a batch of events [N, ...], [N]."""
+        return jax.vmap(functools.partial(log_change, self.path, near, far))(x)
+
+    def swap(
+        self, rng_key: Array, near: Params, far: Params, population: Population
+    ) -> tuple[Population, Heights, Array]:
+        """Let every chain try to change places with a row of its own: heights, and which rows.
+
+        min(1, exp(u(y) - u(x))) for a chain at x and a row y; both ends' laws are left as they are.
+        """
+        row_key, accept_key, init_key = (_random.fold_in(rng_key, i) for i in range(3))
+        states, rows = population
+        num_chains, size = _length(states.x), _length(rows)
+        # Without regard to who was where before, or chains would only ever meet the same few rows.
+        which = _random.permuted(row_key, jnp.arange(num_chains), size)
+        x, y = states.x, _take(rows, which)
+        seen = Heights(self.heights(near, far, y), self.heights(near, far, x))
+        u = _random.uniform(_random.words(accept_key, (num_chains,)), seen.up.dtype)
+        accepted = jnp.log(u) <= seen.up - seen.down
+        keys = chains.chain_keys(init_key, num_chains)
+        fresh = jax.vmap(self.kernel.init, in_axes=(0, None, 0))(keys, far, y)
+        states = _choose(accepted, fresh, states)
+        rows = _put(rows, which, _choose(accepted, x, y))
+        return Population(states, rows), seen, which
+
+    def turn(
+        self, rng_key: Array, near: Params, far: Params, population: Population
+    ) -> tuple[Population, Heights]:
+        """Advance the chains, swap, and advance the rows that took part.
+
+        The latter so that a row that comes back is another, and forgets what a chain that lags
+        behind parameters that move brought along.
+        """
+        move_key, swap_key, row_key, start_key = (_random.fold_in(rng_key, i) for i in range(4))
+        states = advance(move_key, self.kernel, far, population.chains, self.num_steps)
+        population = population._replace(chains=states)
+        population, seen, which = self.swap(swap_key, near, far, population)
+        visited = self.start(start_key, near, _take(population.rows, which), which.size)
+        visited = advance(row_key, self.kernel, near, visited, self.num_steps).x
+        return population._replace(rows=_put(population.rows, which, visited)), seen
+
+    def turns(
+        self, rng_key: Array, near: Params, far: Params, population: Population, count: int
+    ) -> tuple[Population, Heights]:
+        """Take `count` turns; heights are [count, C]."""
+
+        def body(population: Population, index: Array) -> tuple[Population, Heights]:
+            return self.turn(_random.fold_in(rng_key, index), near, far, population)
+
+        population = _meshes.settled(lambda p: body(p, jnp.zeros((), int))[0], population)
+        return jax.lax.scan(body, population, jnp.arange(count))
+
+    def gather(
+        self,
+        rng_key: Array,
+        near: Params,
+        far: Params,
+        population: Population,
+        num_thermal: int,
+        thin: int,
+    ) -> tuple[Population, LogRatio]:
+        """Gather as many rows of the far end as there are of the near one, in whose place they go.
+
+        `num_thermal` turns, and then the chains' events after every `thin` more; by the heights of
+        the latter, how log Z of the two ends differ.
+        """
+        thermal_key, gather_key = _random.split(rng_key)
+        num_chains, size = _length(population.chains.x), _length(population.rows)
+        population, _ = self.turns(thermal_key, near, far, population, num_thermal)
+
+        def body(population: Population, index: Array) -> tuple[Population, Any]:
+            key = _random.fold_in(gather_key, index)
+            population, seen = self.turns(key, near, far, population, thin)
+            return population, (population.chains.x, seen)
+
+        population = _meshes.settled(lambda p: body(p, jnp.zeros((), int))[0], population)
+        population, (x, seen) = jax.lax.scan(body, population, jnp.arange(size // num_chains))
+        up, down = (leaf.reshape(-1, num_chains) for leaf in seen)
+        rows = jax.tree.map(
+            lambda new, old: new.reshape(old.shape).astype(old.dtype), x, population.rows
+        )
+        return Population(population.chains, rows), bennett(up, down)
+
+
+def exchange(model: Product, base: Base, kernel: ModelKernel, num_steps: int) -> Exchange:
+    """Return the exchange between points of the path from a base to a model."""
+    path = path_of(model, base)
+    return Exchange(path, bound_to(path, kernel), num_steps)
+
+
+def reach(heights: Any, beta: Array) -> Array:
+    """Return the largest next temperature, at most 1, at which rows of `beta` are worth enough, [].
+
+    `heights` gives u at the rows of a temperature, [R]; enough is an ESS of half of them.
+    """
+
+    def is_near(other: Array) -> Array:
+        u = heights(other)
+        log_ess = 2 * jax.nn.logsumexp(u) - jax.nn.logsumexp(2 * u)
+        return log_ess >= jnp.log(_MIN_ESS * u.size)
+
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = (low + high) / 2
+        near = is_near(middle)
+        return jnp.where(near, middle, low), jnp.where(near, high, middle)
+
+    one = jnp.ones_like(beta)
+    least = (one - beta) * 2.0**-_NUM_HALVINGS  # to get on, whatever the weights say
+    low = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, (beta, one))[0]
+    return jnp.where(is_near(one), one, jnp.maximum(low, beta + least))
+
+
+def _length(tree: PyTree) -> int:
+    return int(jax.tree.leaves(tree)[0].shape[0])
+
+
+def _take(tree: PyTree, which: Array) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[which], tree)
+
+
+def _put(tree: PyTree, which: Array, new: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda leaf, v: leaf.at[which].set(v.astype(leaf.dtype), unique_indices=True), tree, new
+    )
+
+
+def _choose(accepted: Array, new: PyTree, old: PyTree) -> PyTree:
+    def one(a: Array, b: Array) -> Array:
+        shape = accepted.shape + (1,) * (a.ndim - 1)
+        return jnp.where(accepted.reshape(shape), a, b).astype(b.dtype)
+
+    return jax.tree.map(one, new, old)
