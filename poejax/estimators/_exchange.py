@@ -204,8 +204,11 @@ def _put(tree: PyTree, which: Array, new: PyTree) -> PyTree:
 
 
 def _choose(accepted: Array, new: PyTree, old: PyTree) -> PyTree:
-    def one(a: Array, b: Array) -> Array:
-        shape = accepted.shape + (1,) * (a.ndim - 1)
-        return jnp.where(accepted.reshape(shape), a, b).astype(b.dtype)
+    """Return rows of `new` where accepted [C], else of `old`, whose dtypes stay."""
 
-    return jax.tree.map(one, new, old)
+    def one(is_new: Array, a: Array, b: Array) -> Array:
+        return jnp.where(is_new, a if a.dtype == b.dtype else a.astype(b.dtype), b)
+
+    return jax.vmap(lambda is_new, a, b: jax.tree.map(functools.partial(one, is_new), a, b))(
+        accepted, new, old
+    )
