@@ -1,4 +1,4 @@
-"""Chains of one point of a path from base to model, and rows of another, that exchange places."""
+"""Chains of one point of a path from base to model, that jump to samples of an earlier one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from poejax.kernels._binding import bound_to
 from poejax.tempering import LogRatio, bennett
 from poejax.types import Array, Event, Kernel, Params, PyTree
 
-_MIN_ESS = 0.5  # of the rows' weights at the next point, for swaps of about one in two
+_MIN_ESS = 0.5  # of the rows' weights at the next point, for one jump in two
 _NUM_HALVINGS = 12
 
 
 class Population(NamedTuple):
-    """Samples of the two ends of an exchange, all in coordinates.
+    """Samples of two points of a path, the near and the far end, in coordinates.
 
     chains: kernel states of the far end, [C].
     rows: events of the near end, the reservoir, [R, ...].
@@ -35,16 +35,16 @@ class Population(NamedTuple):
 
 
 class Heights(NamedTuple):
-    """What a swap saw of u = log f_far - log f_near: at rows of the reservoir and chains, [C] each.
+    """What jumps saw of u = log f_far - log f_near: at rows of the reservoir and at chains, [C].
 
-    Both before the swap, so that they are samples of either end.
+    The latter before they jumped, so that they are samples of either end.
     """
 
     up: Array
     down: Array
 
     def acceptance(self) -> Array:
-        """Return the mean probability of a swap, []."""
+        """Return the mean probability of a jump, []."""
         return jnp.mean(jnp.exp(jnp.minimum(0, self.up - self.down)))
 
     def log_ratio(self, guess: Array) -> Array:
@@ -58,11 +58,11 @@ class Heights(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """How the ends of an exchange move and swap; static. Build with `exchange`.
+    """How both ends move, and the far one jumps; static. Build with `exchange`.
 
     path: base times model, of which both ends are points: parameters without coordinates.
     kernel: a kernel of the path.
-    num_steps: its steps between two swaps.
+    num_steps: its steps between two jumps.
     """
 
     path: Product
@@ -79,43 +79,43 @@ class Exchange:
         """Return u at a batch of events [N, ...], [N]."""
         return jax.vmap(functools.partial(log_change, self.path, near, far))(x)
 
-    def swap(
+    def jump(
         self, rng_key: Array, near: Params, far: Params, population: Population
-    ) -> tuple[Population, Heights, Array]:
-        """Let every chain try to change places with a row of its own: heights, and which rows.
+    ) -> tuple[Any, Heights, Array]:
+        """Let every chain x try to go where a row y of its own is: chains, heights, which rows.
 
-        min(1, exp(u(y) - u(x))) for a chain at x and a row y; both ends' laws are left as they are.
+        min(1, exp(u(y) - u(x))), which leaves the far end's law as it is. The row stays: were x to
+        take its place, rows and chains together could only hold as much of any mode as they began
+        with, and both ends would lag behind a model whose modes change weight.
         """
         row_key, accept_key, init_key = (_random.fold_in(rng_key, i) for i in range(3))
         states, rows = population
         num_chains, size = _length(states.x), _length(rows)
         # Without regard to who was where before, or chains would only ever meet the same few rows.
         which = _random.permuted(row_key, jnp.arange(num_chains), size)
-        x, y = states.x, _take(rows, which)
-        seen = Heights(self.heights(near, far, y), self.heights(near, far, x))
+        y = _take(rows, which)
+        seen = Heights(self.heights(near, far, y), self.heights(near, far, states.x))
         u = _random.uniform(_random.words(accept_key, (num_chains,)), seen.up.dtype)
         accepted = jnp.log(u) <= seen.up - seen.down
         keys = chains.chain_keys(init_key, num_chains)
         fresh = jax.vmap(self.kernel.init, in_axes=(0, None, 0))(keys, far, y)
-        states = _choose(accepted, fresh, states)
-        rows = _put(rows, which, _choose(accepted, x, y))
-        return Population(states, rows), seen, which
+        return _choose(accepted, fresh, states), seen, which
 
     def turn(
         self, rng_key: Array, near: Params, far: Params, population: Population
     ) -> tuple[Population, Heights]:
-        """Advance the chains, swap, and advance the rows that took part.
+        """Advance the chains, let them jump, and advance the rows they met.
 
-        The latter so that a row that comes back is another, and forgets what a chain that lags
-        behind parameters that move brought along.
+        The latter so that a row that is met again is another. Rows are chains of the near end, on
+        which nothing that becomes of the far one has any influence.
         """
-        move_key, swap_key, row_key, start_key = (_random.fold_in(rng_key, i) for i in range(4))
-        states = advance(move_key, self.kernel, far, population.chains, self.num_steps)
-        population = population._replace(chains=states)
-        population, seen, which = self.swap(swap_key, near, far, population)
-        visited = self.start(start_key, near, _take(population.rows, which), which.size)
-        visited = advance(row_key, self.kernel, near, visited, self.num_steps).x
-        return population._replace(rows=_put(population.rows, which, visited)), seen
+        move_key, jump_key, row_key, start_key = (_random.fold_in(rng_key, i) for i in range(4))
+        states, rows = population
+        states = advance(move_key, self.kernel, far, states, self.num_steps)
+        states, seen, which = self.jump(jump_key, near, far, Population(states, rows))
+        met = self.start(start_key, near, _take(rows, which), which.size)
+        met = advance(row_key, self.kernel, near, met, self.num_steps).x
+        return Population(states, _put(rows, which, met)), seen
 
     def turns(
         self, rng_key: Array, near: Params, far: Params, population: Population, count: int
@@ -139,20 +139,21 @@ class Exchange:
     ) -> tuple[Population, LogRatio]:
         """Gather as many rows of the far end as there are of the near one, in whose place they go.
 
-        `num_thermal` turns, and then the chains' events after every `thin` more; by the heights of
-        the latter, how log Z of the two ends differ.
+        `num_thermal` turns, made a multiple of `thin`, and then the chains' events after every
+        `thin` more; by the heights of the latter, how log Z of the two ends differ.
         """
-        thermal_key, gather_key = _random.split(rng_key)
         num_chains, size = _length(population.chains.x), _length(population.rows)
-        population, _ = self.turns(thermal_key, near, far, population, num_thermal)
+        num_kept, num_dropped = size // num_chains, -(-num_thermal // thin)
 
         def body(population: Population, index: Array) -> tuple[Population, Any]:
-            key = _random.fold_in(gather_key, index)
+            key = _random.fold_in(rng_key, index)
             population, seen = self.turns(key, near, far, population, thin)
             return population, (population.chains.x, seen)
 
         population = _meshes.settled(lambda p: body(p, jnp.zeros((), int))[0], population)
-        population, (x, seen) = jax.lax.scan(body, population, jnp.arange(size // num_chains))
+        # One loop for both, as programs with two take half as long again to compile.
+        population, found = jax.lax.scan(body, population, jnp.arange(num_dropped + num_kept))
+        x, seen = jax.tree.map(lambda leaf: leaf[num_dropped:], found)
         up, down = (leaf.reshape(-1, num_chains) for leaf in seen)
         rows = jax.tree.map(
             lambda new, old: new.reshape(old.shape).astype(old.dtype), x, population.rows

@@ -1,11 +1,11 @@
-"""Parallel trajectory tempering: chains exchange places with samples of an earlier model."""
+"""Parallel trajectory tempering: chains that jump to samples of an earlier model."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -19,72 +19,21 @@ from poejax._weights import LogZ
 from poejax.chains import ModelKernel
 from poejax.estimators._common import Rule, contrast, own_kernel
 from poejax.estimators._exchange import Exchange, Population, exchange, reach
+from poejax.estimators._trajectory import Checkpoint, PTTInfo, PTTState
 from poejax.tempering import LogRatio, bennett
 from poejax.types import Array, Event, Params
 
-_SMOOTHING = 0.8  # of the acceptance: one batch of chains is noisy, and ten updates ago is stale
+_SMOOTHING = 0.5  # of the acceptance: that of one update is noisy, that of ten ago is stale
 _MAX_BRIDGES = 1000
+_BASE_SMOOTHING = 0.01  # that of `init_from`, whose start is then next to the base
 
 BaseFn = Callable[[Product, Event, Params], Base]
 """`(model, data, params) -> base`, e.g. by `evidence.student_t_base`; compared by identity."""
 
 
-class Checkpoint(NamedTuple):
-    """A frozen point of the path from the base to the model.
-
-    params: the model's, without coordinates.
-    beta: temperature: 0 is the base, whatever the params, 1 the model, [].
-    log_z: log Z there, [].
-    variance: its squared standard error, the sum of those of all ratios since the base, [].
-    """
-
-    params: Params
-    beta: Array
-    log_z: Array
-    variance: Array
-
-
-class PTTState(NamedTuple):
-    """What goes on from update to update; events are in the coordinates of the parameters.
-
-    population: chains of the present model [C], and the reservoir of the checkpoint [R, ...].
-    checkpoint: the last one.
-    base: where the path starts.
-    acceptance: of swaps between the two, smoothed over a few updates, [].
-    log_ratio: log Z of the present model less the checkpoint's, of the last update, [].
-    num_checkpoints: frozen so far, bridges from the base to the first params included, [].
-    """
-
-    population: Population
-    checkpoint: Checkpoint
-    base: Base
-    acceptance: Array
-    log_ratio: Array
-    num_checkpoints: Array
-
-
-class PTTInfo(NamedTuple):
-    """Diagnostics of one update, [] each; densities and log Z in nats.
-
-    data_log_density, model_log_density: unnormalised means.
-    acceptance: mean probability of this update's swaps.
-    log_z: of the present model, from this update's chains alone; data_log_density - log_z is the
-      log-likelihood of the batch.
-    num_checkpoints: frozen so far.
-    is_rejected: whether overlap was lost: what `training.Rollback` takes back.
-    """
-
-    data_log_density: Array
-    model_log_density: Array
-    acceptance: Array
-    log_z: Array
-    num_checkpoints: Array
-    is_rejected: Array
-
-
 @dataclasses.dataclass(frozen=True)
 class ParallelTrajectoryTempering(Rule):
-    """PTT: persistent chains that swap with a reservoir of an earlier model. Build with `ptt`."""
+    """PTT: persistent chains that jump to samples of an earlier model. Build with `ptt`."""
 
     num_chains: int
     kernel: ModelKernel
@@ -104,7 +53,8 @@ class ParallelTrajectoryTempering(Rule):
         """
         own, coordinates = split_coordinates(params)
         if self.base_fn is None:
-            base = base_rate(self.model, data, params=params if coordinates else None)
+            given = params if coordinates else None
+            base = base_rate(self.model, data, _BASE_SMOOTHING, params=given)
         else:
             base = self.base_fn(self.model, data, params)
             if not isinstance(base, Base):
@@ -114,7 +64,7 @@ class ParallelTrajectoryTempering(Rule):
     def grad(
         self, rng_key: Array, params: Params, state: PTTState, batch: Event
     ) -> tuple[Params, PTTState, PTTInfo]:
-        """Advance and swap the chains, contrast them with the batch [B, ...], and freeze if due."""
+        """Advance the chains, contrast them with the batch [B, ...], and freeze if it is time."""
         turn_key, freeze_key = _random.split(rng_key)
         near, far = self._ends(params, state)
         population, seen = self._exchange(state.base).turn(turn_key, near, far, state.population)
@@ -193,33 +143,37 @@ def ptt(
     """Parallel trajectory tempering: PCD whose chains jump, and that knows log Z as it goes.
 
     grad = -E_data[∂ log f] + mean over chains of ∂ log f. After every step of the kernel each chain
-    x of the present model tries to change places with a row y of a reservoir of an earlier one, m:
+    x of the present model may jump to a row y of a reservoir of samples of an earlier one, m:
 
         min(1, exp(u(y) - u(x))),  u = log f - log f_m,
 
-    which leaves both laws as they are: chains get from mode to mode by way of models that had not
-    yet parted them. Where the acceptance falls, the present model is frozen as the next m, and a
-    reservoir gathered from it. The first m is the independent model of the data's base rates, with
-    exact samples and known log Z, from which on Bennett's ratios add up:
+    so that chains get from mode to mode by way of models that had not yet parted them. Where the
+    acceptance falls, the present model is frozen as the next m, and a reservoir gathered from it.
+    The first m is the independent model of the data's base rates, with exact samples and known
+    log Z, from which on Bennett's ratios add up:
 
-        log Z = log Z_base + Σ_m log(Z_m+1 / Z_m) + log(Z / Z_m)
+    log Z = log Z_base + Σ_m log(Z_m+1 / Z_m) + log(Z / Z_m)
 
-    Start from `model.init_from(rng_key, data)`, which is close to the base; from elsewhere the
-    way is bridged first. An update costs about two of `pcd`, freezing
-    num_thermal + rows_per_chain · thin of these. Where the chains of an update lose overlap its
-    info says `is_rejected`; `training.Run(..., rollback=Rollback())` takes it back.
+    Start from `model.init_from(rng_key, data)`, which is next to the base; from elsewhere the way
+    is bridged first. An update costs about two of `pcd`, freezing num_thermal + rows_per_chain ·
+    thin of these. Where the chains of an update lose overlap its info says `is_rejected`:
+    `training.Run(..., rollback=Rollback())` takes it back.
+
+    In the papers a chain and a row change places; here the row stays. Rows and chains that swap can
+    together only hold as much of any mode as they began with: the reservoir follows the model, and
+    log Z fell behind by some hundredths of a nat per checkpoint.
 
     Args:
       model: the product.
       num_chains: number C of persistent chains, at least 2.
       kernel: transition kernel of `model`, whose settings serve on all of the path; block Gibbs
         when None.
-      num_steps: steps of every chain per update, and between two swaps.
+      num_steps: steps of every chain per update, and between two jumps.
       rows_per_chain: R / C, the reservoir's rows per chain.
       freeze_below: smoothed acceptance below which the present model is frozen, in [0, 1).
       reject_below: acceptance below which an update is rejected, at most freeze_below.
-      num_thermal: swaps, each after num_steps steps, that come before gathering.
-      thin: swaps between two gathered samples of a chain.
+      num_thermal: jumps, each after num_steps steps, that come before gathering.
+      thin: jumps between two gathered samples of a chain.
       base_fn: `(model, data, params) -> Base`; `evidence.base_rate` when None. It is called by
         `init`, with all data; the kernel must be able to move on the path from this base.
 
