@@ -76,12 +76,13 @@ class ParallelTrajectoryTempering(Rule):
         )
         grads, info = contrast(self.model, params, batch, self.samples(params, state))
         log_z = state.checkpoint.log_z + log_ratio
-        state = jax.lax.cond(
-            smoothed < self.freeze_below,
-            lambda state: self.freeze(freeze_key, params, state),
-            lambda state: state,
-            state,
-        )
+
+        def once(carry: tuple[PTTState, Array]) -> tuple[PTTState, Array]:
+            return self.freeze(freeze_key, params, carry[0]), jnp.zeros_like(carry[1])
+
+        # Not by `cond`, which under vmap takes both ways: this takes it where any of a batch does.
+        due = (state, smoothed < self.freeze_below)
+        state, _ = jax.lax.while_loop(lambda carry: carry[1], once, due)
         is_rejected = ~(acceptance >= self.reject_below)
         return grads, state, PTTInfo(*info, acceptance, log_z, state.num_checkpoints, is_rejected)
 
