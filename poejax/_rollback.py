@@ -20,13 +20,13 @@ class Rollback:
     """Take back updates after which something is not finite, or that the estimator rejects.
 
     Parameters, optimizer, average and the estimator's state go back to where the last good gradient
-    was taken; keys and batches go on, so that the same is not tried again. Every one taken back
-    multiplies updates by `factor`; after `patience` good ones in a row one such factor is
-    lifted.
+    was taken; keys and batches go on, so that the same is not tried again. Each one taken back
+    multiplies updates by `factor`; for every `patience` good ones since the last, one such factor
+    is lifted.
 
     factor: in (0, 1).
     patience: number of good updates.
-    limit: how many may be taken back in a row before the run raises, as there is no way on.
+    limit: how many factors may add up before the run raises, as there is no way on.
     """
 
     factor: float = 0.5
@@ -56,57 +56,57 @@ class Good(NamedTuple):
 class RollbackState(NamedTuple):
     """What a run with rollback carries along.
 
-    scale: factor on updates, in (0, 1], [].
-    wait: good updates until it rises, [].
-    in_row: updates taken back since the last good one, [].
+    level: how many factors updates are multiplied by, [].
+    wait: good updates until it falls, [].
     num_rejected: updates taken back so far, [].
     """
 
     good: Good
-    scale: Array
+    level: Array
     wait: Array
-    in_row: Array
     num_rejected: Array
 
 
 def start(state: Any) -> RollbackState:
     """Return what a run that is at `state`, a TrainState, begins with."""
     zero = jnp.zeros((), jnp.int32)
-    return RollbackState(_point(state), jnp.ones((), jnp.float32), zero, zero, zero)
+    return RollbackState(_point(state), zero, zero, zero)
 
 
-def scaled(updates: T, state: RollbackState | None) -> T:
-    """Return the updates at the present scale."""
-    if state is None:
+def scaled(updates: T, state: RollbackState | None, rollback: Rollback | None) -> T:
+    """Return the updates at the present level."""
+    if state is None or rollback is None:
         return updates
-    scale = state.scale
+    scale = jnp.asarray(rollback.factor, jnp.float32) ** state.level
     return jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
 
 
-def settle(rollback: Rollback, old: Any, new: Any, is_good: Array) -> tuple[Any, Array]:
-    """Return the TrainState after a step from `old` to `new`, which may stand if it `is_good` [].
+def settle(
+    rollback: Rollback, old: Any, new: Any, was_good: Array, is_finite: Array
+) -> tuple[Any, Array]:
+    """Return the TrainState after a step from `old` to `new`, and whether that was taken back, [].
 
-    And how many were taken back in a row, [].
+    was_good: whether the point is where the step started, [].
+    is_finite: whether it ended at one, []; else the step alone is to blame.
     """
     was = old.rollback
-    wait = was.wait - 1
-    is_over = wait <= 0
-    raised = jnp.where(is_over, jnp.minimum(1, was.scale / rollback.factor), was.scale)
-    lowered = was.scale * rollback.factor
-    patience = jnp.asarray(rollback.patience, wait.dtype)
+    good = _choose(was_good, _point(old), was.good)
+    is_good = was_good & is_finite
+    is_over = is_good & (was.wait <= 1)
+    level = jnp.where(is_over, jnp.maximum(was.level - 1, 0), was.level + ~is_good)
+    restarts = is_over | ~is_good
     after = RollbackState(
-        good=_choose(is_good, _point(old), was.good),
-        scale=jnp.where(is_good, raised, lowered).astype(was.scale.dtype),
-        wait=jnp.where(is_good & ~is_over, wait, patience),
-        in_row=jnp.where(is_good, 0, was.in_row + 1),
+        good=good,
+        level=level.astype(was.level.dtype),
+        wait=jnp.where(restarts, rollback.patience, was.wait - 1).astype(was.wait.dtype),
         num_rejected=was.num_rejected + ~is_good,
     )
     state = new._replace(
-        **_choose(is_good, _point(new), was.good)._asdict(),
+        **_choose(is_good, _point(new), good)._asdict(),
         estimator_state=_choose(is_good, new.estimator_state, old.estimator_state),
         rollback=after,
     )
-    return state, after.in_row
+    return state, ~is_good
 
 
 def _point(state: Any) -> Good:

@@ -114,7 +114,7 @@ def scan(
         batch = _run_checks.preprocessed(preprocess, preprocess_key, batch)
         old = state
         state, metrics, grads = update(
-            estimator, tx, state, grad_key, batch, average_weight, mean_weight
+            estimator, tx, state, grad_key, batch, average_weight, mean_weight, program.rollback
         )
         if program.rollback is not None:
             state, metrics, finite = _settle(program.rollback, old, state, metrics)
@@ -150,9 +150,10 @@ def take(
         good = state if good is None else good
         if not finite and program.rollback is not None:
             raise FloatingPointError(
-                f"more than {program.rollback.limit} updates in a row were taken back by step "
-                f"{int(new_state.step)}; the state passed in (step {int(good.step)}) is the last "
-                "good one. Try a smaller learning rate or gradient clipping."
+                f"more than {program.rollback.limit} updates were taken back by step "
+                f"{int(new_state.step)}, faster than good ones make up for; the state passed in "
+                f"(step {int(good.step)}) is the last good one. Try a smaller learning rate or "
+                "gradient clipping."
             )
         if not finite:  # once more, to see what was the first
             require_finite(state, run(watch=True)[2], good)
@@ -192,6 +193,7 @@ def update(
     batch: Event,
     average_weight: Array,
     mean_weight: Array | None = None,
+    rollback: Rollback | None = None,
 ) -> tuple[TrainState, Metrics, Params]:
     """Return state and metrics after one step, and its gradient."""
     # For rules that differentiate without more ado: each device's gradient is its own.
@@ -212,7 +214,7 @@ def update(
         return estimator.grad(rng_key, whole, state.estimator_state, batch)[2].loss
 
     updates, opt_state = _optimizers.update(tx, grads, state.opt_state, params, info, loss)
-    params = optax.apply_updates(params, _rollback.scaled(updates, state.rollback))
+    params = optax.apply_updates(params, _rollback.scaled(updates, state.rollback, rollback))
     step = state.step + 1
     average, rest = state.average, state.average_rest
     if average is not None:
@@ -236,11 +238,16 @@ def _settle(
     rollback: Rollback, old: TrainState, new: TrainState, metrics: Metrics
 ) -> tuple[TrainState, Metrics, Array]:
     """Take the step back unless it is good; and whether there is a way on, []."""
-    is_good = jnp.isfinite(metrics.grad_norm) & _are_finite(split(new.params)[0]).all()
+    was_good = jnp.isfinite(metrics.grad_norm)
     if hasattr(metrics.info, "is_rejected"):
-        is_good &= ~metrics.info.is_rejected
-    state, in_row = _rollback.settle(rollback, old, new, is_good)
-    return state, metrics._replace(is_rejected=~is_good), in_row <= rollback.limit
+        was_good &= ~metrics.info.is_rejected
+    is_finite = _are_finite(split(new.params)[0]).all()
+    state, is_rejected = _rollback.settle(rollback, old, new, was_good, is_finite)
+    return (
+        state,
+        metrics._replace(is_rejected=is_rejected),
+        state.rollback.level <= rollback.limit,
+    )
 
 
 def split(params: Params) -> tuple[Params, PyTree]:

@@ -180,7 +180,7 @@ class Run:
           TypeError: if an argument is of another kind.
           FloatingPointError: if a gradient or parameter is not finite, or a precision runs away;
             names leaf and step. The last good state is the one passed in, or to `callback`. With
-            rollback, if more updates in a row than its limit were taken back.
+            rollback, if more updates than its limit were taken back.
         """
         _checks.positive_int("num_steps", num_steps)
         if callback is not None and not callable(callback):
