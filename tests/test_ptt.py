@@ -390,3 +390,47 @@ def test_log_z_is_that_of_enumeration_at_every_checkpoint():
     live = metrics.info.data_log_density - metrics.info.log_z
     density = jax.vmap(model.log_density, (None, 0))(state.params, x).mean()
     assert float(live[-100:].mean()) == pytest.approx(float(density - exact), abs=2)
+
+
+def test_chains_jump_between_clusters_as_often_as_data_lie_there():
+    rows, labels = digits(0, 1)
+    x = jnp.concatenate([rows[labels == 0][:120], rows[labels == 1][:280]])
+    zeros, ones = x[:120].mean(axis=0), x[120:].mean(axis=0)
+    model = pj.models.rbm(784, 12)
+
+    def is_one(x):
+        return (x - (zeros + ones) / 2) @ (ones - zeros) > 0
+
+    def share_of_ones(params):
+        """By draws of the model that are exact, as its latent states can be enumerated."""
+        z = jax.vmap(units.Bernoulli(12).state_at)(jnp.arange(2**12))
+        fields = params["bias"]["field"] + z @ params["hidden"]["w"].T
+        log_p = z @ params["hidden"]["b"] + jax.nn.softplus(fields).sum(axis=1)
+        drawn = fields[jax.random.categorical(jax.random.key(3), log_p, shape=(2000,))]
+        return float(is_one(jax.random.bernoulli(KEY, jax.nn.sigmoid(drawn))).mean())
+
+    tx = optax.sgd(optax.cosine_decay_schedule(0.02, 1500))
+    seen, jumps = {}, {}
+    for name, rule in (
+        ("ptt", pj.estimators.ptt(model, 200)),
+        ("pcd", pj.estimators.pcd(model, 200)),
+    ):
+        run = Run(rule, tx, 100)
+        state = run.init(KEY, x, model.init_from(jax.random.key(1), x))
+        state, _ = run.steps(state, x, 1500)
+
+        def go_on(own, key, rule=rule, params=state.params):
+            _, own, _ = rule.grad(key, params, own, x)
+            chains = getattr(own, "population", own)
+            return own, is_one(getattr(chains, "chains", chains).x)
+
+        keys = jax.random.split(jax.random.key(2), 50)
+        _, visited = jax.lax.scan(go_on, state.estimator_state, keys)
+        seen[name] = share_of_ones(state.params)
+        jumps[name] = float((visited[1:] != visited[:-1]).mean())
+    assert jumps["ptt"] > 0.1
+    assert jumps["pcd"] < 0.01
+    # The chains of PCD, 70 % of them ones for ever, do not see that the model makes ones alone.
+    assert abs(seen["ptt"] - 0.7) < 0.1
+    assert abs(seen["pcd"] - 0.7) > 0.2
+    assert float(visited.mean()) == pytest.approx(0.7, abs=0.1)
