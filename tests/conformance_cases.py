@@ -52,6 +52,11 @@ ESTIMATORS = {
     "exact": (estimators.exact(BINARY), GRADIENT),
     "pcd": (estimators.pcd(BINARY, 8), GRADIENT),
     "pcd-real": (estimators.pcd(REAL, 8), GRADIENT),
+    # With little to gather, which under vmap is done wherever any of a batch freezes.
+    "ptt": (
+        estimators.ptt(BINARY, 8, rows_per_chain=4, num_thermal=2, thin=1),
+        GRADIENT | {"num_draws": 128},
+    ),
     "cd": (estimators.cd(BINARY, num_steps=2), {}),
     "centered": (estimators.centered(estimators.pcd(BINARY, 8), BINARY), {}),
     "blend": (

@@ -434,3 +434,20 @@ def test_chains_jump_between_clusters_as_often_as_data_lie_there():
     assert abs(seen["ptt"] - 0.7) < 0.1
     assert abs(seen["pcd"] - 0.7) > 0.2
     assert float(visited.mean()) == pytest.approx(0.7, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "rate", "num_steps"),
+    [(datasets.bars_and_stripes(4), 0.2, 8_000), (datasets.labelled_shifter(4), 0.5, 15_000)],
+)
+def test_it_learns_to_within_a_twentieth_of_a_nat_of_the_ceiling(rows, rate, num_steps):
+    _, counts = np.unique(rows, axis=0, return_counts=True)
+    x = jnp.asarray(rows, jnp.float32)
+    model = pj.models.rbm(x.shape[1], 30)
+    tx = optax.sgd(optax.cosine_decay_schedule(rate, num_steps))
+    run = Run(pj.estimators.ptt(model, 200), tx, len(x), rollback=Rollback())
+    state = run.init(KEY, x, model.init_from(jax.random.key(100), x))
+    state, _ = run.steps(state, x, num_steps)
+    log_z = pj.exact.log_z(model, state.params)
+    found = evidence.log_likelihood(model, state.params, x, log_z).mean
+    assert -0.05 < float(found) + stats.entropy(counts) <= 0
