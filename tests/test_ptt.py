@@ -128,6 +128,17 @@ def test_a_start_far_from_the_base_is_bridged(scale, random_params):
     assert jax.nn.logsumexp(found.log_weights) - jnp.log(2000) == pytest.approx(exact, abs=0.2)
 
 
+def test_its_error_bar_is_that_of_independent_runs(random_params):
+    params, rule = random_params(MODEL, 3, 1.2), pj.estimators.ptt(MODEL, 100)
+    exact, scores = float(pj.exact.log_z(MODEL, params)), []
+    for seed in range(100):
+        found = rule.log_z(params, rule.init(jax.random.key(seed), params, BARS))
+        scores.append((float(found.log_z) - exact) / float(found.std_err))
+    assert abs(np.mean(scores)) < 0.4
+    # The square of a standard normal's sample deviation, of 100, within four of its own.
+    assert np.var(scores, ddof=1) == pytest.approx(1, abs=4 * np.sqrt(2 / 99))
+
+
 def exact_or_quadrature(model, params):
     """Log Z by enumeration, or over the plane."""
     if model.visible.num_states is not None:
