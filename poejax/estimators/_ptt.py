@@ -24,6 +24,7 @@ from poejax.tempering import LogRatio, bennett
 from poejax.types import Array, Event, Params
 
 _SMOOTHING = 0.5  # of the acceptance: that of one update is noisy, that of ten ago is stale
+_LOSS = 0.5  # of the acceptance in one update
 _MAX_BRIDGES = 1000
 _BASE_SMOOTHING = 0.01  # that of `init_from`, whose start is then next to the base
 
@@ -69,10 +70,16 @@ class ParallelTrajectoryTempering(Rule):
         near, far = self._ends(params, state)
         population, seen = self._exchange(state.base).turn(turn_key, near, far, state.population)
         acceptance = seen.acceptance()
+        # An update is to blame for what it lost alone: taken back to where overlap is small, a run
+        # must be let on until it freezes there.
+        least = jnp.minimum(self.reject_below, _LOSS * state.last)
         smoothed = _SMOOTHING * state.acceptance + (1 - _SMOOTHING) * acceptance
         log_ratio = seen.log_ratio(state.log_ratio)
         state = state._replace(
-            population=population, acceptance=smoothed, log_ratio=log_ratio.astype(smoothed.dtype)
+            population=population,
+            acceptance=smoothed,
+            last=acceptance.astype(smoothed.dtype),
+            log_ratio=log_ratio.astype(smoothed.dtype),
         )
         grads, info = contrast(self.model, params, batch, self.samples(params, state))
         log_z = state.checkpoint.log_z + log_ratio
@@ -83,7 +90,7 @@ class ParallelTrajectoryTempering(Rule):
         # Not by `cond`, which under vmap takes both ways: this takes it where any of a batch does.
         due = (state, smoothed < self.freeze_below)
         state, _ = jax.lax.while_loop(lambda carry: carry[1], once, due)
-        is_rejected = ~(acceptance >= self.reject_below)
+        is_rejected = ~(acceptance >= least)
         return grads, state, PTTInfo(*info, acceptance, log_z, state.num_checkpoints, is_rejected)
 
     def samples(self, params: Params, state: PTTState) -> Event:
@@ -172,7 +179,8 @@ def ptt(
       num_steps: steps of every chain per update, and between two jumps.
       rows_per_chain: R / C, the reservoir's rows per chain.
       freeze_below: smoothed acceptance below which the present model is frozen, in [0, 1).
-      reject_below: acceptance below which an update is rejected, at most freeze_below.
+      reject_below: acceptance below which an update that halves it is rejected, at most
+        freeze_below.
       num_thermal: jumps, each after num_steps steps, that come before gathering.
       thin: jumps between two gathered samples of a chain.
       base_fn: `(model, data, params) -> Base`; `evidence.base_rate` when None. It is called by
@@ -233,6 +241,7 @@ def _start(
         checkpoint=Checkpoint(params, zero, log_z.astype(dtype), zero),
         base=base,
         acceptance=one,
+        last=one,
         log_ratio=zero,
         num_checkpoints=jnp.zeros((), jnp.int32),
     )
@@ -282,6 +291,7 @@ def _freeze(
         checkpoint=Checkpoint(params, beta, log_z, variance),
         base=state.base,
         acceptance=jnp.ones_like(state.acceptance),
+        last=jnp.ones_like(state.last),
         log_ratio=jnp.zeros_like(state.log_ratio),
         num_checkpoints=state.num_checkpoints + 1,
     )

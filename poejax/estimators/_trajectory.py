@@ -31,6 +31,7 @@ class PTTState(NamedTuple):
     checkpoint: the last one.
     base: where the path starts.
     acceptance: of jumps to the reservoir, smoothed over a few updates, [].
+    last: the same of the last update alone, [].
     log_ratio: log Z of the present model less the checkpoint's, of the last update, [].
     num_checkpoints: frozen so far, bridges from the base to the first params included, [].
     """
@@ -39,6 +40,7 @@ class PTTState(NamedTuple):
     checkpoint: Checkpoint
     base: Base
     acceptance: Array
+    last: Array
     log_ratio: Array
     num_checkpoints: Array
 
