@@ -58,19 +58,21 @@ class RollbackState(NamedTuple):
 
     level: how many factors updates are multiplied by, [].
     wait: good updates until it falls, [].
+    is_back: whether the last update was taken back, so that this one starts at the good point, [].
     num_rejected: updates taken back so far, [].
     """
 
     good: Good
     level: Array
     wait: Array
+    is_back: Array
     num_rejected: Array
 
 
 def start(state: Any) -> RollbackState:
     """Return what a run that is at `state`, a TrainState, begins with."""
     zero = jnp.zeros((), jnp.int32)
-    return RollbackState(_point(state), zero, zero, zero)
+    return RollbackState(_point(state), zero, zero, jnp.zeros((), bool), zero)
 
 
 def scaled(updates: T, state: RollbackState | None, rollback: Rollback | None) -> T:
@@ -82,28 +84,34 @@ def scaled(updates: T, state: RollbackState | None, rollback: Rollback | None) -
 
 
 def settle(
-    rollback: Rollback, old: Any, new: Any, was_good: Array, is_finite: Array
+    rollback: Rollback, old: Any, new: Any, is_rejected: Array, has_gradient: Array, has_end: Array
 ) -> tuple[Any, Array]:
     """Return the TrainState after a step from `old` to `new`, and whether that was taken back, [].
 
-    was_good: whether the point is where the step started, [].
-    is_finite: whether it ended at one, []; else the step alone is to blame.
+    is_rejected: what the estimator says of the point where the step started, [].
+    has_gradient: whether that is finite there, [].
+    has_end: whether the parameters are after it; else the step alone is to blame, [].
     """
     was = old.rollback
+    was_good = has_gradient & ~is_rejected
     good = _choose(was_good, _point(old), was.good)
-    is_good = was_good & is_finite
+    is_good = was_good & has_end
+    # An estimator that rejects the good point itself, where no update has led, must get on there.
+    is_stay = was.is_back & has_gradient & is_rejected
+    is_lowered = ~is_good & ~is_stay
     is_over = is_good & (was.wait <= 1)
-    level = jnp.where(is_over, jnp.maximum(was.level - 1, 0), was.level + ~is_good)
-    restarts = is_over | ~is_good
+    level = jnp.where(is_over, jnp.maximum(was.level - 1, 0), was.level + is_lowered)
+    wait = jnp.where(is_over | is_lowered, rollback.patience, was.wait - is_good)
     after = RollbackState(
         good=good,
         level=level.astype(was.level.dtype),
-        wait=jnp.where(restarts, rollback.patience, was.wait - 1).astype(was.wait.dtype),
+        wait=wait.astype(was.wait.dtype),
+        is_back=~is_good,
         num_rejected=was.num_rejected + ~is_good,
     )
     state = new._replace(
         **_choose(is_good, _point(new), good)._asdict(),
-        estimator_state=_choose(is_good, new.estimator_state, old.estimator_state),
+        estimator_state=_choose(is_good | is_stay, new.estimator_state, old.estimator_state),
         rollback=after,
     )
     return state, ~is_good

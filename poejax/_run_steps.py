@@ -238,14 +238,14 @@ def _settle(
     rollback: Rollback, old: TrainState, new: TrainState, metrics: Metrics
 ) -> tuple[TrainState, Metrics, Array]:
     """Take the step back unless it is good; and whether there is a way on, []."""
-    was_good = jnp.isfinite(metrics.grad_norm)
-    if hasattr(metrics.info, "is_rejected"):
-        was_good &= ~metrics.info.is_rejected
-    is_finite = _are_finite(split(new.params)[0]).all()
-    state, is_rejected = _rollback.settle(rollback, old, new, was_good, is_finite)
+    is_rejected = getattr(metrics.info, "is_rejected", jnp.zeros((), bool))
+    has_end = _are_finite(split(new.params)[0]).all()
+    state, is_back = _rollback.settle(
+        rollback, old, new, is_rejected, jnp.isfinite(metrics.grad_norm), has_end
+    )
     return (
         state,
-        metrics._replace(is_rejected=is_rejected),
+        metrics._replace(is_rejected=is_back),
         state.rollback.level <= rollback.limit,
     )
 
