@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from poejax import _checks, _meshes, _optimizers, _random, _run_checks
+from poejax import _checks, _meshes, _optimizers, _random, _rollback, _run_checks
 from poejax._numerics import add, at_least_float32
 from poejax._product import split_coordinates
+from poejax._rollback import Rollback, RollbackState
 from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
 
 _MAX_LOG_PRECISION = 46.0  # a spread of 1e-10, as no float32 data near one have
@@ -25,6 +26,7 @@ class TrainState(NamedTuple):
     average: moving average of the parameters in float32 or wider, None unless asked for.
     rng_key: the run's key; step keys are folded out of it, so it never changes.
     average_rest: what is below the average's last digit, lest small updates be lost.
+    rollback: the last good point and how far updates are scaled down, None unless asked for.
     """
 
     step: Array
@@ -34,13 +36,18 @@ class TrainState(NamedTuple):
     average: Params | None
     rng_key: Array
     average_rest: Params | None = None
+    rollback: RollbackState | None = None
 
 
 class Metrics(NamedTuple):
-    """What each step saw, [num_steps] each: the estimator's diagnostics and the gradient's norm."""
+    """What each step saw, [num_steps] each: the estimator's diagnostics and the gradient's norm.
+
+    is_rejected: whether the step was taken back, None without rollback.
+    """
 
     info: PyTree
     grad_norm: Array
+    is_rejected: Array | None = None
 
 
 class Served(NamedTuple):
@@ -68,6 +75,9 @@ class Program(Protocol):
 
     @property
     def preprocess(self) -> _run_checks.Preprocess | None: ...
+
+    @property
+    def rollback(self) -> Rollback | None: ...
 
 
 @functools.partial(jax.jit, static_argnames=("program", "num_steps", "watch"))
@@ -102,10 +112,13 @@ def scan(
             batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], data)
         preprocess_key, grad_key = _random.split(_random.fold_in(step_key, state.step))
         batch = _run_checks.preprocessed(preprocess, preprocess_key, batch)
+        old = state
         state, metrics, grads = update(
-            estimator, tx, state, grad_key, batch, average_weight, mean_weight
+            estimator, tx, state, grad_key, batch, average_weight, mean_weight, program.rollback
         )
-        if watch:
+        if program.rollback is not None:
+            state, metrics, finite = _settle(program.rollback, old, state, metrics)
+        elif watch:
             finite = _are_finite((grads, split(state.params)[0]))
             if _run_checks.is_unchecked(estimator, preprocess):
                 finite = jnp.concatenate([_are_finite(batch).all()[None], finite])
@@ -135,6 +148,13 @@ def take(
     new_state, metrics, finite = run()
     if _checks.is_concrete(finite):
         good = state if good is None else good
+        if not finite and program.rollback is not None:
+            raise FloatingPointError(
+                f"more than {program.rollback.limit} updates were taken back by step "
+                f"{int(new_state.step)}, faster than good ones make up for; the state passed in "
+                f"(step {int(good.step)}) is the last good one. Try a smaller learning rate or "
+                "gradient clipping."
+            )
         if not finite:  # once more, to see what was the first
             require_finite(state, run(watch=True)[2], good)
         require_bounded(good, new_state)
@@ -173,6 +193,7 @@ def update(
     batch: Event,
     average_weight: Array,
     mean_weight: Array | None = None,
+    rollback: Rollback | None = None,
 ) -> tuple[TrainState, Metrics, Params]:
     """Return state and metrics after one step, and its gradient."""
     # For rules that differentiate without more ado: each device's gradient is its own.
@@ -193,7 +214,7 @@ def update(
         return estimator.grad(rng_key, whole, state.estimator_state, batch)[2].loss
 
     updates, opt_state = _optimizers.update(tx, grads, state.opt_state, params, info, loss)
-    params = optax.apply_updates(params, updates)
+    params = optax.apply_updates(params, _rollback.scaled(updates, state.rollback, rollback))
     step = state.step + 1
     average, rest = state.average, state.average_rest
     if average is not None:
@@ -207,8 +228,26 @@ def update(
         average, rest = jax.tree.transpose(jax.tree.structure(rest), None, moved)
         average = join(average, state.params)
     params = join(params, state.params)
-    state = TrainState(step, params, opt_state, estimator_state, average, state.rng_key, rest)
+    state = TrainState(
+        step, params, opt_state, estimator_state, average, state.rng_key, rest, state.rollback
+    )
     return state, Metrics(info, _norm(grads)), grads
+
+
+def _settle(
+    rollback: Rollback, old: TrainState, new: TrainState, metrics: Metrics
+) -> tuple[TrainState, Metrics, Array]:
+    """Take the step back unless it is good; and whether there is a way on, []."""
+    is_rejected = getattr(metrics.info, "is_rejected", jnp.zeros((), bool))
+    has_end = _are_finite(split(new.params)[0]).all()
+    state, is_back = _rollback.settle(
+        rollback, old, new, is_rejected, jnp.isfinite(metrics.grad_norm), has_end
+    )
+    return (
+        state,
+        metrics._replace(is_rejected=is_back),
+        state.rollback.level <= rollback.limit,
+    )
 
 
 def split(params: Params) -> tuple[Params, PyTree]:

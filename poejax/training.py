@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from poejax import _border, _by_value, _checks, _optimizers, _run_checks, _run_steps, propriety
+from poejax import _border, _by_value, _checks, _rollback, _run_checks, _run_start, _run_steps
 from poejax import _run_streams as _streams
-from poejax._numerics import widen
 from poejax._product import Product
+from poejax._rollback import Rollback as Rollback
 from poejax._run_steps import Metrics as Metrics
 from poejax._run_steps import TrainState as TrainState
-from poejax._run_steps import join, split
 from poejax.types import Array, Estimator, Event, Params, PyTree
 
 __all__ = [
     "Callback",
     "Metrics",
     "Preprocess",
+    "Rollback",
     "Run",
     "TrainState",
     "init",
@@ -65,6 +65,9 @@ class Run:
       that is smaller.
     model: the product that is learned, the estimator's when None; an estimator without one learns
       whatever parameters `init` is given, e.g. those of a network.
+    rollback: to go on from the last good point, by smaller steps for a while, where something is
+      not finite or the estimator's info has a true `is_rejected`, as that of `estimators.ptt` may;
+      None to raise and to reject nothing.
     """
 
     estimator: Estimator
@@ -75,12 +78,17 @@ class Run:
     average: bool = False
     average_decay: float = 0.999
     model: Product | None = None
+    rollback: Rollback | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is none of these, and fill in the model."""
         _run_checks.check_rule(self.estimator, self.optimizer, self.preprocess)
         _checks.positive_int("batch_size", self.batch_size)
         _checks.fraction("average_decay", self.average_decay)
+        if not isinstance(self.rollback, Rollback | None):
+            raise TypeError(
+                f"rollback: expected a Rollback or None, got {_checks.describe(self.rollback)}"
+            )
         model, learned = self.model, _checks.learned_model(self.estimator)
         if model is None:
             object.__setattr__(self, "model", learned)
@@ -127,51 +135,17 @@ class Run:
           TypeError: if an argument is of another kind, or the optimizer needs what the estimator
             does not have.
         """
-        return _streams.on_sample(rng_key, data, lambda data: self._init(rng_key, data, params))
+        state = _streams.on_sample(
+            rng_key, data, lambda data: _run_start.start(self, rng_key, data, params)
+        )
+        return self._with_rollback(state)
 
-    def _init(self, rng_key: Array, data: PyTree, params: Params | None) -> TrainState:
-        _checks.rng_key("rng_key", rng_key)
-        data = _border.tree("data", data)
-        _checks.leading_axis("data", data)
-        run_key, params_key, data_key, estimator_key = jax.random.split(rng_key, 4)
-        model, preprocess = self.model, self.preprocess
-        _run_checks.check_rows(preprocess, data)
-        x = _run_checks.preprocessed(preprocess, data_key, data)
-        _run_checks.check_events(self.estimator, model, preprocess, data, lambda: x)
-        if model is not None:
-            name = "data" if preprocess is None else "preprocess(data)"
-            _run_checks.require_spread(name, model.visible, x)
-        is_given = params is not None
-        if is_given:
-            params = _border.tree("params", params)
-        elif model is None:
-            raise ValueError("params: expected some to start from, as the estimator has no model")
-        else:
-            params = model.init(params_key)
-        if model is not None:
-            propriety.require_proper(model, params)
-            if is_given:
-                _run_checks.check_settings(model, split(params)[0])
-        params = jax.tree.map(jnp.asarray, params)
-        trained = split(params)[0]
-        state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=self.optimizer.init(trained),
-            estimator_state=self.estimator.init(estimator_key, params, x),
-            average=join(widen(trained), params) if self.average else None,
-            rng_key=run_key,
-            average_rest=jax.tree.map(jnp.zeros_like, widen(trained)) if self.average else None,
-        )
-        _optimizers.check_needs(
-            self.optimizer,
-            trained,
-            state.opt_state,
-            lambda: _run_steps.update(
-                self.estimator, self.optimizer, state, run_key, x, jnp.zeros(())
-            ),
-        )
-        return state
+    def _with_rollback(self, state: TrainState) -> TrainState:
+        """Return the state as this run needs it: a run may be resumed with or without rollback."""
+        if (self.rollback is None) == (state.rollback is None):
+            return state
+        began = None if self.rollback is None else _rollback.start(state)
+        return state._replace(rollback=began)
 
     def steps(
         self,
@@ -205,7 +179,8 @@ class Run:
             visible units; what is an array of JAX is looked at once, others in every chunk.
           TypeError: if an argument is of another kind.
           FloatingPointError: if a gradient or parameter is not finite, or a precision runs away;
-            names leaf and step. The last good state is the one passed in, or to `callback`.
+            names leaf and step. The last good state is the one passed in, or to `callback`. With
+            rollback, if more updates than its limit were taken back.
         """
         _checks.positive_int("num_steps", num_steps)
         if callback is not None and not callable(callback):
@@ -230,6 +205,7 @@ class Run:
                 f"state: expected a TrainState of training.init, got {_checks.describe(state)}"
             )
         average_weight = 1 - self.average_decay
+        state = self._with_rollback(state)
         if isinstance(data, _streams.Reader):
             return data.take(self._program, state, num_steps, average_weight)
         data = _border.tree("data", data)

@@ -59,6 +59,11 @@ ESTIMATORS = {
     "fast-pcd": (estimators.fast_pcd(BINARY, 8, fast_rate=0.01), {}),
     "jarzynski": (estimators.jarzynski(BINARY, 50), {}),
     "jarzynski-real": (estimators.jarzynski(REAL, 50), {}),
+    # With little to gather, which under vmap is done wherever any of a batch freezes.
+    "ptt": (
+        estimators.ptt(BINARY, 8, rows_per_chain=4, num_thermal=2, thin=1),
+        GRADIENT | {"num_draws": 128},
+    ),
     "cd": (estimators.cd(BINARY, num_steps=2), {}),
     "centered": (estimators.centered(estimators.pcd(BINARY, 8), BINARY), {}),
     "blend": (

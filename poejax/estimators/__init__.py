@@ -14,6 +14,7 @@ from poejax.estimators._neighbours import (
     pseudo_likelihood,
     ratio_matching,
 )
+from poejax.estimators._ptt import ptt
 from poejax.estimators._score_matching import denoising_score_matching, score_matching
 from poejax.types import Weighted
 
@@ -33,6 +34,7 @@ __all__ = [
     "minimum_probability_flow",
     "pcd",
     "pseudo_likelihood",
+    "ptt",
     "ratio_matching",
     "score_matching",
     "surrogate",
