@@ -79,12 +79,14 @@ def largest_z(pair, points, laws, num_turns=6):
     return [w.max() for w in worst]
 
 
+@pytest.mark.slow
 def test_jumps_leave_the_laws_of_chains_and_reservoir_as_they_are():
     pair, points, laws = ends()
     bound = stats.norm.isf(1e-3 / (2 * 32))
     assert max(largest_z(pair, points, laws)) < bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", ["sign", "always", "other end"])
 def test_a_wrong_jump_is_seen(mutation, monkeypatch):
     pair, points, laws = ends()
@@ -115,6 +117,7 @@ def test_the_ratio_is_right_at_any_guess():
 # The state it starts from.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_a_start_far_from_the_base_is_bridged(scale, random_params):
     params = jax.tree.map(jnp.add, START, random_params(MODEL, 3, scale))
@@ -128,6 +131,7 @@ def test_a_start_far_from_the_base_is_bridged(scale, random_params):
     assert jax.nn.logsumexp(found.log_weights) - jnp.log(2000) == pytest.approx(exact, abs=0.2)
 
 
+@pytest.mark.slow
 def test_its_error_bar_is_that_of_independent_runs(random_params):
     params, rule = random_params(MODEL, 3, 1.2), pj.estimators.ptt(MODEL, 100)
     exact, scores = float(pj.exact.log_z(MODEL, params)), []
@@ -180,6 +184,7 @@ def heavy():
     return model, x, lambda model, data, params: evidence.student_t_base(model, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [spins, joint, real, heavy])
 def test_any_product_with_a_base_is_learned(case):
     model, x, base_fn = case()
@@ -197,6 +202,7 @@ def test_any_product_with_a_base_is_learned(case):
     model.visible.check("samples", rule.samples(state.params, own))
 
 
+@pytest.mark.slow
 def test_masked_experts_stay_absent():
     params = MODEL.mask(START, hidden=False)
     state = PTT.init(KEY, params, BARS)
@@ -234,6 +240,7 @@ OFTEN = pj.estimators.ptt(MODEL, 20, num_thermal=4, thin=2, freeze_below=0.9)
 FAST = Run(OFTEN, optax.sgd(0.5), 5, average=True, rollback=Rollback(patience=3))
 
 
+@pytest.mark.slow
 def test_three_and_three_steps_are_six_bitwise_and_so_is_a_restored_run(tmp_path):
     start = FAST.init(KEY, BARS, START)
     warm, metrics = FAST.steps(start, BARS, 60)
@@ -246,6 +253,7 @@ def test_three_and_three_steps_are_six_bitwise_and_so_is_a_restored_run(tmp_path
     assert bitwise(both, six)
 
 
+@pytest.mark.slow
 def test_a_run_compiles_once(compiles_nothing):
     state, _ = FAST.steps(FAST.init(KEY, BARS, START), BARS, 6)
     with compiles_nothing():
@@ -265,6 +273,7 @@ def digits(*classes):
     return jnp.asarray(split.images[keep] > 127, jnp.float32), split.labels[keep]
 
 
+@pytest.mark.slow
 def test_log_z_is_that_of_enumeration_at_every_checkpoint():
     x, _ = digits()
     model = pj.models.rbm(784, 20)
@@ -290,6 +299,7 @@ def test_log_z_is_that_of_enumeration_at_every_checkpoint():
     assert float(live[-100:].mean()) == pytest.approx(float(density - exact), abs=2)
 
 
+@pytest.mark.slow
 def test_chains_jump_between_clusters_as_often_as_data_lie_there():
     rows, labels = digits(0, 1)
     x = jnp.concatenate([rows[labels == 0][:120], rows[labels == 1][:280]])
@@ -334,6 +344,7 @@ def test_chains_jump_between_clusters_as_often_as_data_lie_there():
     assert float(visited.mean()) == pytest.approx(0.7, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "rate", "num_steps"),
     [(datasets.bars_and_stripes(4), 0.2, 8_000), (datasets.labelled_shifter(4), 0.5, 15_000)],

@@ -453,3 +453,24 @@ def test_no_warning_where_all_is_well():
         tempering.sample(
             jax.random.key(0), model, params, even_base(model), num_chains=20, num_steps=50
         )
+
+
+@pytest.mark.slow
+def test_masses_of_a_hundred_models_of_two_modes():
+    # All ladders start in one mode; they are independent, so the errors are binomial.
+    squares = []
+    for seed in range(100):
+        model, params, side = two_mode(100 + seed)
+        exact = mass_of(model, params, side)
+        x, _ = tempering.sample(
+            jax.random.key(seed),
+            model,
+            params,
+            even_base(model),
+            num_chains=200,
+            num_steps=128,
+            x=jnp.tile(-side, (200, 1)),
+        )
+        found = float(np.mean(np.asarray(x) @ side > 0))
+        squares.append((found - exact) ** 2 / (exact * (1 - exact) / 200))
+    assert abs(np.mean(squares) - 1) < 3 * np.sqrt(2 / 100)

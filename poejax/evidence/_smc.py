@@ -48,7 +48,7 @@ def smc(
     Z = Z_0 Π_t Σ_i W_i f_{β_t}(x_i) / f_{β_{t-1}}(x_i),  x_i ~ T_{β_t}(x_a), a ~ W
 
     Population annealing: the path of `ais`, where chains of little weight give way to copies of
-    those of much weight, by weights.systematic resampling whenever a group's effective sample size falls
+    those of much weight, by systematic resampling whenever a group's effective sample size falls
     below `threshold` of it. Where modes part at high temperatures, copies are what moves between
     them. Works for compositions of trained models too: `product(visible, a=model_a, b=model_b)`.
 
