@@ -267,7 +267,7 @@ def table(results: dict[str, Any]) -> list[tables.Table]:
         "first call, s": "{first_call_s:.1f}",
         "MiB": "{first_call_mib:.0f}",
     }
-    found = [summary(results)]
+    found = [short] if (short := summary(results))["rows"] else []
     for suite in dict.fromkeys(r["suite"] for r in results["rows"] if r["suite"] != "scale"):
         own = [r for r in results["rows"] if r["suite"] == suite]
         for size in dict.fromkeys(r["size"] for r in own):

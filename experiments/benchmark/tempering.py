@@ -119,7 +119,7 @@ def table(rows: list[dict[str, Any]]) -> tables.Table:
     caption = (
         f"round trips, {rows[0]['ladders']} at equal steps of β from 0 to 1, {rows[0]['sweeps']:,} "
         "sweeps after as many of burn-in; poejax exchanges with one colour summed out, hamon by "
-        "the energy of both, a ladder a call that jax.vmap makes many"
+        "the energy of both; hamon has one ladder in a call, jax.vmap makes many of it"
     )
     return tables.of_records(caption, columns, rows)
 
