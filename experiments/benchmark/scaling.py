@@ -196,6 +196,7 @@ def table(found: dict[str, Any]) -> tables.Table:
 def figure(rows: Iterable[dict[str, Any]]) -> Figure:
     """Draw efficiency against the number of devices."""
     rows, drawn = list(rows), Figure((7, 2.8), dpi=130, layout="tight")
+    most = 1.1 * max(r["efficiency"] for r in rows)
     for k, (scaling, words) in enumerate(
         {"strong": "as many chains in all", "weak": "as many chains on each"}.items()
     ):
@@ -207,7 +208,7 @@ def figure(rows: Iterable[dict[str, Any]]) -> Figure:
         counts = sorted({r["devices"] for r in own})
         axes.axhline(1, color="0.6", ls="--", lw=0.8)
         axes.set_xticks(counts, counts)
-        axes.set_ylim(0)
+        axes.set_ylim(0, most)
         axes.minorticks_off()
         figures.bare(axes)
     drawn.axes[0].set_ylabel("work in a second, of one device's")

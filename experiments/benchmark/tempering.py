@@ -1,4 +1,8 @@
-"""Sweeps of ladders of replicas, and round trips on them, beside hamon's on the same model."""
+"""Sweeps of ladders of replicas, and round trips on them, beside hamon's on the same model.
+
+Of the Ising model the limit and poejax multiply by a whole matrix, nearly all of it zeros, where
+hamon holds the edges. hamon's parallel tempering has one ladder in a call: jax.vmap makes many.
+"""
 
 from __future__ import annotations
 
