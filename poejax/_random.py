@@ -67,12 +67,13 @@ def words(rng_key: Array, shape: Sequence[int]) -> Array:
     """Return a uniform 32-bit word for every site of an event of this shape, uint32."""
     if math.prod(shape) > 2**32:
         raise ValueError(f"shape: expected at most 2**32 sites, got {tuple(shape)}")
-    return mix(jax.lax.iota(jnp.uint32, math.prod(shape)), *_child(rng_key)).reshape(shape)
+    return mix(jax.lax.iota(jnp.uint32, math.prod(shape)), *child(rng_key)).reshape(shape)
 
 
-def _child(rng_key: Array) -> tuple[Array, Array]:
-    child = jax.random.key_data(fold_in(rng_key, _CHILD))
-    return child[0], child[1]
+def child(rng_key: Array) -> tuple[Array, Array]:
+    """Return the two words by which `mix` draws from this key."""
+    data = jax.random.key_data(fold_in(rng_key, _CHILD))
+    return data[0], data[1]
 
 
 def mix(site: Array, k0: Array, k1: Array) -> Array:
@@ -135,7 +136,7 @@ def permuted(rng_key: Array, index: Array, size: int) -> Array:
 
     Source: Luby & Rackoff (1988); cycle walking, Black & Rogaway (2002).
     """
-    k0, k1 = _child(rng_key)
+    k0, k1 = child(rng_key)
     num_bits = max(2, (size - 1).bit_length())
     low_bits = num_bits // 2
     low_mask, high_mask = _u32(2**low_bits - 1), _u32(2 ** (num_bits - low_bits) - 1)

@@ -295,12 +295,32 @@ def test_bars_and_stripes_small(tmp_path):
 def test_benchmark_small(tmp_path):
     results = benchmark.train_and_evaluate(benchmark.PRESETS["smoke"], tmp_path)
     rows = results["rows"]
-    assert {r["suite"] for r in rows} == {"gibbs", "train", "ais", "exact", "continuous", "scale"}
+    suites = {"gibbs", "train", "ais", "exact", "continuous", "tempering", "scale"}
+    assert {r["suite"] for r in rows} == suites
     assert all(r["ms"] > 0 for r in rows)
     limits = [r for r in rows if r["name"] == "products alone"]
     assert all(r["of_limit"] == 1 for r in limits)
     assert set(results["slopes"]) == {"chains", "visible units", "hidden units"}
-    assert {p.name for p in (tmp_path / "figures").iterdir()} == {"fractions.png", "scale.png"}
+    names = {"fractions.png", "scale.png", "devices.png"}
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == names
+
+    trips = results["round_trips"]
+    assert trips[0]["name"] == "poejax"
+    assert all(r["per_1000"] > 0 and 0 < r["least_acceptance"] <= 1 for r in trips)
+
+    shared = results["devices"]["rows"]
+    chains = {(r["scaling"], r["devices"]): r["chains"] for r in shared}
+    assert chains == {("strong", 1): 16, ("strong", 2): 16, ("weak", 1): 8, ("weak", 2): 16}
+    assert {r["what"] for r in shared} == {"Gibbs sweep", "PCD update"}
+    assert all(r["efficiency"] == 1 for r in shared if r["devices"] == 1)
+    assert all(r["ms"] > 0 and r["efficiency"] > 0 for r in shared)
+
+
+def test_a_benchmark_refuses_chains_that_devices_cannot_share():
+    with pytest.raises(ValueError, match="shared_chains: expected a multiple of num_devices"):
+        benchmark.Config(shared_chains=10, num_devices=(1, 4))
+    with pytest.raises(ValueError, match="num_devices: expected 1 first"):
+        benchmark.Config(num_devices=(2, 4))
 
 
 def test_heavy_tails_small(tmp_path):

@@ -1,6 +1,6 @@
 """Speed of every driver, as a fraction of its own limit and beside other libraries.
 
-    python -m experiments.benchmark                          # all suites, six minutes
+    python -m experiments.benchmark                          # all suites, ten minutes
     python -m experiments.benchmark --suite gibbs
 
 A driver's limit is what it must do and nothing else: its matrix products (or QR decompositions),
@@ -9,10 +9,14 @@ Rounds are interleaved and ratios are medians of those of a round, as machines c
 times are medians, with the range of the middle half; first calls (compilation and all else that is
 done once) are timed apart. Peers are those that are installed, in float32: scikit-learn, a plain
 loop in torch and in JAX, rbms; thrml and hamon at the smallest size alone, as they hold a Python
-object for every edge.
+object for every edge; hamon's parallel tempering, of one ladder, under jax.vmap.
 
-Writes results.json, fractions.png and, of the suite `scale`, scale.png with log-log slopes of cost
-against chains, visible and hidden units.
+Suite `scale` has the cost against chains, visible and hidden units, and strong and weak scaling
+over virtual devices, each number of them in a process of its own; `tempering` has sweeps of ladders
+of replicas at fixed temperatures, and the round trips they make.
+
+Writes results.json, fractions.png and, of the suite `scale`, scale.png with log-log slopes and
+devices.png with the efficiency.
 """
 
 from __future__ import annotations
@@ -25,13 +29,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.benchmark import suites
+from experiments.benchmark import scaling, suites, tempering
 from experiments.benchmark.suites import Case, Sizes
 from experiments.benchmark.timing import Timing, timed
 from experiments.lab import figures, runs, tables
 from poejax import plotting
 
-Suite = Literal["gibbs", "train", "ais", "exact", "continuous", "scale", "all"]
+Suite = Literal["gibbs", "train", "ais", "exact", "continuous", "tempering", "scale", "all"]
 _OURS = "poejax"
 
 
@@ -44,11 +48,28 @@ class Config(runs.Options):
     num_hidden: int = 500  # Hidden units of the middle size.
     num_chains: tuple[int, ...] = (100, 1_000, 10_000)  # Chains at the middle size.
     num_rows: int = 20_000  # Rows of a file, beside those in memory.
+    num_ladders: tuple[int, int] = (20, 10)  # Ladders of replicas, of an Ising model and the RBM.
+    num_rungs: tuple[int, int] = (20, 10)  # Replicas on each of them.
+    ising_size: int = 32  # Squares along a side of the Ising model's torus, even.
+    num_sweeps: int = 1_000  # Sweeps in which round trips are counted.
+    num_devices: tuple[int, ...] = (1, 2, 4, 8)  # Virtual devices, 1 first.
+    shared_chains: int = 1_000  # Chains that all devices share.
+    chains_per_device: int = 250  # Chains on each where their number grows with the devices.
     other_sizes: bool = True  # Whether to time 64x64, 784x4096 and 4096x4096 too.
     num_rounds: int = 7  # Interleaved timings of each contestant.
     pause: float = 0.2  # Seconds of rest before each.
 
-    bounds: ClassVar = {"pause": 0.0}
+    bounds: ClassVar = {"pause": 0.0, "num_ladders": 2, "num_rungs": 2, "ising_size": 2}
+
+    def check(self) -> None:
+        """Refuse what cannot be shared out."""
+        self.expect(self.ising_size % 2 == 0, "ising_size", "an even number")
+        self.expect(self.num_devices[0] == 1, "num_devices", "1 first")
+        self.expect(
+            all(self.shared_chains % count == 0 for count in self.num_devices),
+            "shared_chains",
+            f"a multiple of num_devices = {self.num_devices}",
+        )
 
 
 PRESETS = {
@@ -59,6 +80,13 @@ PRESETS = {
         num_hidden=8,
         num_chains=(100,),
         num_rows=500,
+        num_ladders=(3, 2),
+        num_rungs=(4, 3),
+        ising_size=4,
+        num_sweeps=100,
+        num_devices=(1, 2),
+        shared_chains=16,
+        chains_per_device=8,
         other_sizes=False,
         num_rounds=1,
         pause=0.01,
@@ -81,10 +109,20 @@ def cases(config: Config) -> dict[str, list[Case]]:
         "ais": lambda: [suites.ais(Sizes(d, h, c)) for c in (first, 5 * first)],
         "exact": lambda: [suites.exact(d, n) for n in (8, 12)],
         "continuous": lambda: [*suites.continuous(min(d, 64), first)],
+        "tempering": lambda: [tempering.case(ladders) for ladders in tempered(config)],
         "scale": lambda: [suites.scale([s for row in grown(config).values() for s in row])],
     }
     wanted = makers if config.suite == "all" else [config.suite]
     return {name: makers[name]() for name in wanted}
+
+
+def tempered(config: Config) -> list[tempering.Ladders]:
+    """Return the ladders of an Ising model, and those of the RBM."""
+    of_ising, of_rbm = zip(config.num_ladders, config.num_rungs, strict=True)
+    return [
+        tempering.of_ising(config.ising_size, *of_ising),
+        tempering.of_rbm(config.num_visible, config.num_hidden, *of_rbm),
+    ]
 
 
 def grown(config: Config) -> dict[str, list[Sizes]]:
@@ -109,11 +147,25 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 timings = timed(case.contestants, config.num_rounds, config.pause, bar.update)
                 rows += _rows(suite, case, timings)
     results: dict[str, Any] = {"rows": rows}
+    if "tempering" in found:
+        results["round_trips"] = tempering.round_trips(tempered(config)[0], config.num_sweeps)
     if "scale" in found:
         results["slopes"] = slopes(config, rows)
         plotting.save(scale_figure(results["slopes"]), workdir / "figures" / "scale.png")
+        results["devices"] = over_devices(config)
+        drawn = scaling.figure(results["devices"]["rows"])
+        plotting.save(drawn, workdir / "figures" / "devices.png")
     plotting.save(fractions_figure(rows), workdir / "figures" / "fractions.png")
     return runs.write_results(workdir, config, results, begin, table)
+
+
+def over_devices(config: Config) -> dict[str, Any]:
+    """Time the middle size over virtual devices."""
+    own = (config.shared_chains, config.chains_per_device)
+    job = scaling.Job(config.num_visible, config.num_hidden, *own)
+    total = len(config.num_devices) * config.num_rounds
+    with runs.progress(total, "devices", "process") as bar:
+        return scaling.measured(job, config.num_devices, config.num_rounds, bar.update)
 
 
 def _rows(suite: str, case: Case, timings: dict[str, Timing]) -> list[dict[str, Any]]:
@@ -215,12 +267,16 @@ def table(results: dict[str, Any]) -> list[tables.Table]:
         "first call, s": "{first_call_s:.1f}",
         "MiB": "{first_call_mib:.0f}",
     }
-    found = [summary(results)]
+    found = [short] if (short := summary(results))["rows"] else []
     for suite in dict.fromkeys(r["suite"] for r in results["rows"] if r["suite"] != "scale"):
         own = [r for r in results["rows"] if r["suite"] == suite]
         for size in dict.fromkeys(r["size"] for r in own):
             caption = f"{suite}, {size}: a step, median of {results['config']['num_rounds']} rounds"
             found.append(tables.of_records(caption, columns, [r for r in own if r["size"] == size]))
+    if "round_trips" in results:
+        found.append(tempering.table(results["round_trips"]))
+    if "devices" in results:
+        found.append(scaling.table(results["devices"]))
     if "slopes" in results:
         rows = {n: [of["slope"], *of["costs"]] for n, of in results["slopes"].items()}
         heads = ("", "log-log slope", "x1", "x2", "x4", "x8")

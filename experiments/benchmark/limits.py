@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from poejax import _random
+from poejax import _random, chains
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")
@@ -35,7 +35,7 @@ def bits(x: jax.Array, h: jax.Array, num_steps: int) -> jax.Array:
     """Draw the bits of a sweep at fixed odds: hidden units, then visible ones."""
 
     def body(odds: tuple[jax.Array, jax.Array], step: jax.Array) -> Any:
-        keys = jax.random.split(_random.fold_in(jax.random.key(0), step), len(x))
+        keys = chains.chain_keys(_random.fold_in(jax.random.key(0), step), len(x))
 
         def draw(key: jax.Array, row: jax.Array) -> jax.Array:
             return _random.bernoulli(key, row).astype(row.dtype)

@@ -45,8 +45,14 @@ class Sizes(NamedTuple):
         """Sites of all chains."""
         return self.chains * (self.visible + self.hidden)
 
+    @property
+    def flop(self) -> float:
+        """Operations of the two products of a sweep of all chains."""
+        return 4.0 * self.chains * self.visible * self.hidden
 
-def _steps(flop: float, least: int = 3, most: int = 400) -> int:
+
+def steps_of(flop: float, least: int = 3, most: int = 400) -> int:
+    """Return how many steps of so many operations are one timing."""
     return int(np.clip(_WORK / flop, least, most))
 
 
@@ -61,7 +67,7 @@ def gibbs(size: Sizes, with_peers: bool) -> Case:
     """Return block-Gibbs sweeps of an RBM."""
     _, params, kernel, chains = _rbm(size)
     x, w, key = chains.x, params["hidden"]["w"], jax.random.key(1)
-    num_steps = _steps(4.0 * size.chains * size.visible * size.hidden)
+    num_steps = steps_of(size.flop)
     h = jnp.zeros((size.chains, size.hidden))
     found = {
         "products alone": lambda: limits.sweeps(x, w, num_steps),
@@ -79,7 +85,7 @@ def train(size: Sizes, with_peers: bool) -> Case:
     model, params, _, chains = _rbm(size)
     data = jax.random.bernoulli(jax.random.key(2), 0.2, (BATCH, size.visible)).astype(jnp.float32)
     flop = 2.0 * size.visible * size.hidden * (4 * size.chains + 2 * BATCH)
-    num_steps, tx = _steps(flop), optax.sgd(peers.RATE)
+    num_steps, tx = steps_of(flop), optax.sgd(peers.RATE)
     contestants = {
         "products alone": Contestant(
             lambda: limits.updates(chains.x, data, params["hidden"]["w"], num_steps), num_steps
@@ -129,7 +135,7 @@ def ais(size: Sizes) -> Case:
     """Return steps of annealed importance sampling, forwards and back."""
     model, params, _, chains = _rbm(size)
     base = pj.evidence.base_rate(model, chains.x)
-    num_steps = _steps(4.0 * size.chains * size.visible * size.hidden)
+    num_steps = steps_of(size.flop)
     betas, key = pj.evidence.linear_betas(num_steps), jax.random.key(1)
     starts = {
         "poejax, forward": pj.evidence.ais_init(key, model, params, base, betas, size.chains),

@@ -58,14 +58,14 @@ def timed(
     first, memory = {}, {}
     for name, (run, _) in contestants.items():
         before = _peak_mib()
-        first[name] = _seconds(run)
+        first[name] = seconds_of(run)
         memory[name] = _peak_mib() - before
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(num_rounds):
         for name, (run, num_steps) in contestants.items():
             time.sleep(pause)
             run_once(run)
-            seconds[name].append(_seconds(run) / num_steps)
+            seconds[name].append(seconds_of(run) / num_steps)
             tick()
     return {
         name: Timing(
@@ -82,7 +82,8 @@ def run_once(run: Callable[[], Any]) -> None:
     jax.block_until_ready(run())
 
 
-def _seconds(run: Callable[[], Any]) -> float:
+def seconds_of(run: Callable[[], Any]) -> float:
+    """Return how long a contestant's call takes."""
     start = time.perf_counter()
     run_once(run)
     return time.perf_counter() - start

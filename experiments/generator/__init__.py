@@ -79,8 +79,7 @@ def drawn(mix: Mix, first: jax.Array | int, num_steps: int, config: Config) -> j
 
     def event(step: jax.Array, chain: jax.Array) -> jax.Array:
         key = _random.fold_in(_random.fold_in(jax.random.key(config.seed), step), chain)
-        child = jax.random.key_data(_random.fold_in(key, 1))
-        return mix(jnp.arange(config.num_sites, dtype=jnp.uint32), child[0], child[1])
+        return mix(jnp.arange(config.num_sites, dtype=jnp.uint32), *_random.child(key))
 
     steps, chains = first + jnp.arange(num_steps), jnp.arange(config.num_chains)
     return jax.vmap(jax.vmap(event, (None, 0)), (0, None))(steps, chains)
