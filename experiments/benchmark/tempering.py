@@ -17,14 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import poejax as pj
-from experiments.annealing import ising
 from experiments.benchmark import limits
 from experiments.benchmark.suites import Case, Sizes, steps_of
 from experiments.benchmark.timing import Contestant
 from experiments.lab import tables
+from experiments.lab.ising import CRITICAL, ising
 from poejax.types import Params
 
-_COUPLING = 0.44  # where the torus orders, at β = 1
 OURS, HAMON = "poejax", "hamon"
 
 
@@ -50,7 +49,7 @@ class Ladders(NamedTuple):
 
 def of_ising(side: int, num_ladders: int, num_rungs: int) -> Ladders:
     """Return ladders from β = 0 to an Ising model on a torus, as an RBM of its two colours."""
-    model, params = ising(side, _COUPLING)
+    model, params = ising(side, CRITICAL)
     half = side * side // 2
     size = Sizes(half, half, num_ladders * num_rungs)
     name = f"{side}x{side} Ising torus"
