@@ -13,7 +13,7 @@ from poejax._health import has_mixed as has_mixed
 from poejax._health import health as health
 from poejax._moves import autocorrelation as autocorrelation
 from poejax._moves import flip_rate as flip_rate
-from poejax._numerics import as_float
+from poejax._numerics import as_float, at_least_float32
 from poejax._online_health import OnlineHealth as OnlineHealth
 from poejax._online_health import OnlineHealthResult as OnlineHealthResult
 from poejax._product import Product
@@ -31,6 +31,7 @@ __all__ = [
     "health",
     "neighbour_log_ratios",
     "pseudo_log_likelihood",
+    "spectral_norms",
 ]
 
 
@@ -113,3 +114,28 @@ def check_sites(model: Product, num_sites: int | None = None) -> int:
     if num_sites > size:
         raise ValueError(f"num_sites: expected at most {size}, got {num_sites}")
     return num_sites
+
+
+def spectral_norms(params: Params) -> dict[str, Array]:
+    """Return the largest singular value of every weight matrix "w", by its path in the params.
+
+    Where it outgrows what the field of the visible units can balance, a model has parted into modes
+    that block Gibbs no longer passes between; learning one mode more is one singular value more
+    that leaves the bulk.
+
+    Args:
+      params: parameters of a product, nested or not.
+
+    Returns:
+      {"hidden": []}, or {"outer.hidden": []} in nested products.
+
+    Source: Decelle, Fissore & Furtlehner (2018), Thermodynamics of restricted Boltzmann machines
+    and related learning dynamics.
+    """
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        *names, last = (getattr(key, "key", None) for key in path)
+        if last == "w" and jnp.ndim(leaf) == 2:
+            wide = at_least_float32(jnp.asarray(leaf))
+            found[".".join(map(str, names))] = jnp.linalg.norm(wide, ord=2)
+    return found

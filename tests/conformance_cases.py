@@ -66,6 +66,7 @@ ESTIMATORS = {
     ),
     "cd": (estimators.cd(BINARY, num_steps=2), {}),
     "centered": (estimators.centered(estimators.pcd(BINARY, 8), BINARY), {}),
+    "sparse": (estimators.sparse(estimators.pcd(BINARY, 8), cost=0.0), GRADIENT),
     "blend": (
         estimators.blend(BINARY, a=(estimators.exact(BINARY), 0.5), b=(estimators.cd(BINARY), 0.5)),
         {},

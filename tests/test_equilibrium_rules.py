@@ -110,3 +110,40 @@ def test_ladders_learn_two_modes_at_their_masses():
         for params, z in [(state.params, log_z), (ceiling, pj.exact.log_z(model, ceiling))]
     )
     assert ours > best - 0.1
+
+
+def test_hidden_units_are_as_rare_as_wanted():
+    model, data = modes()
+    activity = {}
+    for cost in (0.0, 1.0):
+        rule = estimators.sparse(estimators.pcd(model, 50), target=0.1, cost=cost)
+        state, _ = trained(rule, data, 1000, 0.05)
+        means = jax.vmap(lambda x, p=state.params: model.latent_mean(p, x)["hidden"])(data)
+        activity[cost] = np.mean(np.asarray(means), axis=0)
+        np.testing.assert_allclose(
+            state.estimator_state.activity["hidden"], activity[cost], atol=0.1
+        )
+    assert np.abs(activity[1.0] - 0.1).mean() < 0.5 * np.abs(activity[0.0] - 0.1).mean()
+    for bad in ({"target": -1}, {"cost": np.inf}, {"decay": 1.0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            estimators.sparse(estimators.pcd(model, 50), **bad)
+
+
+def test_weights_by_muon_and_biases_by_adam():
+    model, data = modes()
+    run = pj.training.Run(estimators.exact(model), optax.contrib.muon(0.02), 50)
+    state, _ = run.steps(run.init(jax.random.key(0), data), data, 500)
+    log_z = pj.exact.log_z(model, state.params)
+    ours = float(pj.evidence.log_likelihood(model, state.params, data, log_z).mean)
+    independent = data.mean(axis=0)
+    entropy = -np.sum(
+        independent * np.log(independent) + (1 - independent) * np.log1p(-independent)
+    )
+    assert ours > -entropy + 1
+
+
+def test_spectral_norms_are_largest_singular_values():
+    params = {"inner": {"hidden": {"w": jnp.diag(jnp.array([3.0, -7.0])), "b": jnp.zeros(2)}}}
+    found = pj.diagnostics.spectral_norms(params)
+    assert list(found) == ["inner.hidden"]
+    assert float(found["inner.hidden"]) == pytest.approx(7)

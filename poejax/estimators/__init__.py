@@ -16,6 +16,7 @@ from poejax.estimators._neighbours import (
 )
 from poejax.estimators._ptt import ptt
 from poejax.estimators._score_matching import denoising_score_matching, score_matching
+from poejax.estimators._sparse import sparse
 from poejax.types import Weighted
 
 __all__ = [
@@ -37,5 +38,6 @@ __all__ = [
     "ptt",
     "ratio_matching",
     "score_matching",
+    "sparse",
     "surrogate",
 ]
