@@ -9,12 +9,14 @@ import jax.numpy as jnp
 
 from poejax import _border, _checks
 from poejax._product import Product, product
-from poejax.experts import Bias, HiddenBank
+from poejax.experts import Bias, GaussianMixture, HiddenBank, StudentT
 from poejax.types import Array, Params
-from poejax.units import Bernoulli, GaussianDiag
+from poejax.units import Bernoulli, Gaussian, GaussianDiag
 
 __all__ = [
     "gaussian_rbm",
+    "product_of_gaussian_mixtures",
+    "product_of_student_t",
     "rbm",
     "rbm_from_log_probs",
 ]
@@ -61,6 +63,50 @@ def gaussian_rbm(num_visible: int, num_hidden: int) -> Product:
     visible = GaussianDiag(_checks.positive_int("num_visible", num_visible))
     hidden = HiddenBank(visible, Bernoulli(_checks.positive_int("num_hidden", num_hidden)))
     return product(visible, bias=Bias(visible), hidden=hidden)
+
+
+def product_of_student_t(num_visible: int, num_experts: int) -> Product:
+    """Product of Student-t experts, the energy-based relative of independent components.
+
+    log p(x) = -Σ_j ν_j log(α_j + (w_jᵀx)²) - log Z, |w_j| = 1
+
+    At init ν_j = 1, proper if num_experts > num_visible / 2 directions are in general position.
+
+    Args:
+      num_visible: number D of real visible units.
+      num_experts: number J of directions.
+
+    Returns:
+      Product with params {"student_t": {"w": [D, J], "log_scale": [J], "log_exponent": [J]}}.
+
+    Source: Teh, Welling, Osindero & Hinton (2003), Energy-based models for sparse overcomplete
+    representations.
+    """
+    visible = Gaussian(_checks.positive_int("num_visible", num_visible))
+    return product(visible, student_t=StudentT(visible, num_experts))
+
+
+def product_of_gaussian_mixtures(
+    num_visible: int, num_experts: int, num_components: int = 2
+) -> Product:
+    """Product of mixtures of Gaussians over all of x.
+
+    p(x) = (1/Z) Π_m Σ_k π_mk Π_i N(x_i; μ_mki, σ²_mki), m = 1..num_experts
+
+    Args:
+      num_visible: number D of real visible units.
+      num_experts: number M of mixtures.
+      num_components: number K of Gaussians in each; the product is a mixture of K^M.
+
+    Returns:
+      Product with params {"mixture_0": ..., ...}, each those of a joint GaussianMixture.
+
+    Source: Hinton (2002), section 5.
+    """
+    visible = GaussianDiag(_checks.positive_int("num_visible", num_visible))
+    expert = GaussianMixture(visible, num_components, joint=True)
+    names = [f"mixture_{m}" for m in range(_checks.positive_int("num_experts", num_experts))]
+    return product(visible, **dict.fromkeys(names, expert))
 
 
 def rbm_from_log_probs(log_probs: Array) -> tuple[Product, Params]:

@@ -299,3 +299,16 @@ def test_means_of_full_precision_units_have_gradients():
     difference = unit.mean({"linear": linear, "rows": rows + step}).sum()
     difference -= unit.mean({"linear": linear, "rows": rows - step}).sum()
     assert float(by_rows[2, 1]) == pytest.approx(float(difference) / 2e-2, rel=1e-2)
+
+
+def test_named_products_of_real_units_have_a_log_z():
+    heavy = pj.models.product_of_student_t(2, 3)
+    params = heavy.init(jax.random.key(0))
+    assert np.isfinite(float(pj.exact.log_z(heavy, params)))
+    mixtures = pj.models.product_of_gaussian_mixtures(2, 3, 2)
+    params = mixtures.init(jax.random.key(0))
+    assert list(params) == ["mixture_0", "mixture_1", "mixture_2"]
+    assert pj.exact.method(mixtures) == "latent enumeration"
+    assert np.isfinite(float(pj.exact.log_z(mixtures, params)))
+    with pytest.raises(ValueError, match="num_experts"):
+        pj.models.product_of_gaussian_mixtures(2, 0)
