@@ -105,6 +105,10 @@ def has_mixed(found: Any, max_r_hat: float = 1.1, min_ess: float = 50.0) -> bool
 
     Source: the thresholds of Gelman & Rubin (1992), and of Vehtari et al. (2021) as stricter ones.
     """
+    if not hasattr(found, "r_hat") or not hasattr(found, "nested_r_hat"):
+        raise TypeError(
+            f"found: expected what health or OnlineHealth returns, got {_checks.describe(found)}"
+        )
     leaves = [jax.tree.leaves(f) for f in (found.r_hat, found.nested_r_hat, found[2])]
     r_hat, nested, ess = (
         np.concatenate([np.ravel(_meshes.to_host(leaf)) for leaf in own]) for own in leaves

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from poejax import _border, _checks
 from poejax._numerics import at_least_float32
 from poejax.types import Array, Event
 from poejax.units import Unit
@@ -18,14 +21,20 @@ def flip_rate(before: Event, after: Event) -> Array:
       after: events of the same chains, later.
 
     Returns:
-      A share in [0, 1], []: 0 for chains that stand still, 1 for real sites drawn anew.
+      A share in [0, 1], []: 0 for chains that stand still, 1 for real sites drawn anew; NaN where a
+      value is.
+
+    Raises:
+      ValueError: if there is no chain, or the shapes differ.
     """
     changed = [
         jnp.any(a != b, axis=tuple(range(2, b.ndim)))  # of a categorical site two components do
         for a, b in _pairs(before, after)
     ]
     flags = [c.astype(jnp.result_type(float)) for c in changed]
-    return jnp.asarray(sum(map(_sum_of_squares, flags)) / sum(c.size for c in flags))
+    share = jnp.asarray(sum(map(_sum_of_squares, flags)) / sum(c.size for c in flags))
+    unknown = sum(jnp.sum(0 * b) for _, b in _pairs(before, after))  # NaN where one is
+    return share + unknown
 
 
 def autocorrelation(before: Event, after: Event) -> Array:
@@ -45,10 +54,12 @@ def autocorrelation(before: Event, after: Event) -> Array:
     Returns:
       A number <= 1, []; 1 too if the chains do not differ, as of one chain alone. Over C chains
       that have forgotten its standard deviation is about 1/√C, less with many independent sites.
+
+    Raises:
+      ValueError: if there is no chain, or the shapes differ.
     """
     gaps, spreads = [], []
     for x, y in _pairs(before, after):
-        x, y = at_least_float32(jnp.asarray(x)), at_least_float32(jnp.asarray(y))
         gaps.append(_sum_of_squares(y - x))
         spreads += [_sum_of_squares(v - jnp.mean(v, axis=0)) for v in (x, y)]
     return _correlation(jnp.asarray(sum(gaps)), jnp.asarray(sum(spreads)))
@@ -69,7 +80,7 @@ def moved(visible: Unit, before: Event, after: Event) -> tuple[Array, Array]:
 
 
 def _correlation(gap: Array, spread: Array) -> Array:
-    return jnp.where(spread > 0, 1 - gap / jnp.where(spread > 0, spread, 1), 1.0)
+    return jnp.where(spread == 0, 1.0, 1 - gap / jnp.where(spread == 0, 1, spread))
 
 
 def _sum_of_squares(v: Array) -> Array:
@@ -78,4 +89,17 @@ def _sum_of_squares(v: Array) -> Array:
 
 
 def _pairs(before: Event, after: Event) -> list[tuple[Array, Array]]:
-    return list(zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+    """Return leaves in pairs, in float32 or wider, less a mean taken in their own precision."""
+    before, after = _border.tree("before", before), _border.tree("after", after)
+    _checks.leading_axis("before", before)
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (before, after)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"after: expected shapes as of before, {shapes[0]}, got {shapes[1]}")
+
+    def pair(a: Any, b: Any) -> tuple[Array, Array]:
+        if jnp.issubdtype(a.dtype, jnp.floating) and a.dtype.itemsize > 2:
+            origin = a.mean(axis=0)
+            a, b = a - origin, b - origin
+        return at_least_float32(jnp.asarray(a)), at_least_float32(jnp.asarray(b))
+
+    return list(map(pair, jax.tree.leaves(before), jax.tree.leaves(after)))

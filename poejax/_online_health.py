@@ -37,8 +37,10 @@ class OnlineHealthResult(NamedTuple):
 
 
 class _Leaf(NamedTuple):
-    """Of values less the chain's first one: what is kept of one leaf, [C, ...] each.
+    """Of values less the chain's first one, in units of `scale`: what is kept of a leaf, [C, ...].
 
+    scale: how far first values lie apart, or the first step that any chain took, lest squares leave
+      the range of their dtype; 0 as long as nothing has moved, [...].
     mean and square: of the batch that is being filled, with what is below their last digits.
     within: sum of squares about their means of all full batches.
     batches: means of full batches, [num_batches, C, ...].
@@ -52,6 +54,7 @@ class _Leaf(NamedTuple):
     within: Array
     within_rest: Array
     batches: Array
+    scale: Array
 
 
 class OnlineHealthState(NamedTuple):
@@ -123,7 +126,8 @@ class OnlineHealth:
 
         def zeros(v: Array) -> _Leaf:
             zero = jnp.zeros_like(v)
-            return _Leaf(*7 * (zero,), jnp.zeros((self.num_batches, *v.shape), v.dtype))
+            batches = jnp.zeros((self.num_batches, *v.shape), v.dtype)
+            return _Leaf(*7 * (zero,), batches, zero[0])
 
         zero, one = jnp.zeros((), jnp.int32), jnp.ones((), jnp.int32)
         return OnlineHealthState(zero, one, zero, jax.tree.map(zeros, value))
@@ -149,7 +153,7 @@ class OnlineHealth:
 
         def merged(leaf: _Leaf) -> _Leaf:
             first, second = leaf.batches[0::2], leaf.batches[1::2]
-            between = length * jnp.sum((second - first) ** 2, axis=0) / 2
+            between = length.astype(leaf.within.dtype) * jnp.sum((second - first) ** 2, axis=0) / 2
             within, rest = add(leaf.within, leaf.within_rest, between)
             batches = leaf.batches.at[: len(first)].set(first + (second - first) / 2)
             return leaf._replace(within=within, within_rest=rest, batches=batches)
@@ -169,15 +173,19 @@ class OnlineHealth:
     def _figures(self, leaf: _Leaf, length: Array, num_full: Array) -> tuple[Array, ...]:
         """Return R̂, nR̂, ESS and τ of one leaf, [...] each."""
         num_chains = leaf.first.shape[0]
-        half, index = num_full // 2, jnp.arange(self.num_batches)
+        half, index = num_full // 2, jnp.arange(self.num_batches, dtype=num_full.dtype)
+        dtype = leaf.within.dtype
+        steps_of_batch, number_full, number_half = (
+            n.astype(dtype) for n in (length, num_full, half)
+        )
         # Differences of first values are exact, or nearly so, however far from zero they lie. They
         # are added last: of chains that stand still nothing but zeros is to be left within.
-        means, places = leaf.batches, leaf.first - leaf.first[0]
+        means, places = leaf.batches, (leaf.first - leaf.first[0]) / _unit(leaf.scale)
         halves = jnp.stack([index < half, (index >= num_full - half) & (index < num_full)])
         half_means, half_squares = _pooled(halves, half, means)
         half_means = half_means + places
-        half_squares = length * half_squares + leaf.within * half / num_full
-        steps = half * length
+        half_squares = steps_of_batch * half_squares + leaf.within * number_half / number_full
+        steps = number_half * steps_of_batch
         within = jnp.mean(half_squares, axis=(0, 1)) / (steps - 1)
         between = _variance(jnp.concatenate(half_means))
         variance = within * (steps - 1) / steps + between
@@ -188,7 +196,7 @@ class OnlineHealth:
             by_superchain, inside = half_means[:, :1], jnp.mean(own, axis=0)
         else:
             (chain_means,), (squares,) = _pooled((index < num_full)[None], num_full, means)
-            own = (length * squares + leaf.within) / (num_full * length - 1)
+            own = (steps_of_batch * squares + leaf.within) / (number_full * steps_of_batch - 1)
             number = superchains(num_chains, self.num_superchains)
             chain_means = chain_means + places
             by_superchain = chain_means.reshape(number, -1, *chain_means.shape[1:])
@@ -201,14 +209,17 @@ class OnlineHealth:
         # between neighbours is lost to Var(b).
         most = min(self.num_batches, max(4, -(-64 // num_chains)))
         size = jnp.maximum(num_full // most, 1)
-        stretches = (index // size == jnp.arange(most)[:, None]) & (index < num_full)
+        stretches = (index // size == jnp.arange(most, dtype=index.dtype)[:, None]) & (
+            index < num_full
+        )
         b = _pooled(stretches, size, means)[0] + places
-        is_one = (jnp.arange(most) < num_full).reshape(-1, *(1,) * (b.ndim - 1))
-        count = num_chains * jnp.minimum(most, num_full)
+        is_one = jnp.arange(most, dtype=num_full.dtype) < num_full
+        is_one = is_one.reshape(-1, *(1,) * (b.ndim - 1)).astype(dtype)
+        count = num_chains * jnp.minimum(most, num_full).astype(dtype)
         gaps = b - jnp.sum(b * is_one, axis=(0, 1)) / count
         spread = jnp.sum(is_one * gaps**2, axis=(0, 1)) / (count - 1)
-        draws = num_chains * num_full * length
-        time = size * length * spread / jnp.where(variance > 0, variance, 1)
+        draws = num_chains * number_full * steps_of_batch
+        time = size.astype(dtype) * steps_of_batch * spread / jnp.where(variance > 0, variance, 1)
         time = jnp.maximum(time, 1 / jnp.log10(draws))  # as blackjax and Stan have it
         is_known = (num_full >= 4) & (within > 0)
         few = num_full < 4
@@ -223,12 +234,20 @@ class OnlineHealth:
 def _seen(leaf: _Leaf, v: Array, is_first: Array, inside: Array) -> _Leaf:
     """Take the value of a step into the batch that is being filled."""
     first = jnp.where(is_first, v, leaf.first)
-    gap = (v - first - leaf.mean) - leaf.mean_rest
-    mean, mean_rest = add(leaf.mean, leaf.mean_rest, gap / inside)
-    term = gap * ((v - first - mean) - mean_rest)
+    scale = jnp.where(is_first, jnp.max(jnp.abs(v - v[0]), axis=0), leaf.scale)
+    scale = jnp.where(scale > 0, scale, jnp.max(jnp.abs(v - first), axis=0))
+    v = (v - first) / _unit(scale)
+    gap = (v - leaf.mean) - leaf.mean_rest
+    mean, mean_rest = add(leaf.mean, leaf.mean_rest, gap / inside.astype(gap.dtype))
+    term = gap * ((v - mean) - mean_rest)
     square, square_rest = add(leaf.square, leaf.square_rest, term)
     return leaf._replace(
-        first=first, mean=mean, mean_rest=mean_rest, square=square, square_rest=square_rest
+        first=first,
+        mean=mean,
+        mean_rest=mean_rest,
+        square=square,
+        square_rest=square_rest,
+        scale=scale,
     )
 
 
@@ -243,7 +262,7 @@ def _closed(carry: OnlineHealthState) -> OnlineHealthState:
         zero = jnp.zeros_like(leaf.mean)
         within, within_rest = add(leaf.within, leaf.within_rest, leaf.square)
         batches = leaf.batches.at[carry.num_full].set(leaf.mean + leaf.mean_rest)
-        return _Leaf(leaf.first, zero, zero, zero, zero, within, within_rest, batches)
+        return _Leaf(leaf.first, zero, zero, zero, zero, within, within_rest, batches, leaf.scale)
 
     leaves = jax.tree.map(one, carry.leaves, is_leaf=_is_leaf)
     return carry._replace(num_full=carry.num_full + 1, leaves=leaves)
@@ -252,7 +271,7 @@ def _closed(carry: OnlineHealthState) -> OnlineHealthState:
 def _pooled(groups: Array, size: Array, means: Array) -> tuple[Array, Array]:
     """Return means [G, ...] of groups [G, N] of `size` batches [N, ...], and squares about them."""
     groups = groups.reshape(*groups.shape, *(1,) * (means.ndim - 1))
-    found = jnp.sum(jnp.where(groups, means, 0), axis=1) / size
+    found = jnp.sum(jnp.where(groups, means, 0), axis=1) / size.astype(means.dtype)
     gaps = jnp.where(groups, means - found[:, None], 0)
     return found, jnp.sum(gaps**2, axis=1)
 
@@ -264,8 +283,12 @@ def _variance(x: Array) -> Array:
 
 def _root_ratio(above: Array, below: Array) -> Array:
     """Return √(above / below), 1 where both are 0, infinite where only what is below is."""
-    root = jnp.sqrt(above / jnp.where(below > 0, below, 1))
-    return jnp.where(below > 0, root, jnp.where(above > 0, jnp.inf, 1.0))
+    root = jnp.sqrt(above / jnp.where(below == 0, 1, below))
+    return jnp.where(below == 0, jnp.where(above > 0, jnp.inf, 1.0), root)
+
+
+def _unit(scale: Array) -> Array:
+    return jnp.where(scale > 0, scale, 1)
 
 
 def _is_leaf(node: Any) -> bool:

@@ -139,8 +139,8 @@ def require_reach(model: Product, params: Params) -> None:
 
 def check_betas(betas: Array) -> None:
     """Raise unless the temperatures rise from 0 to 1."""
-    if jnp.ndim(betas) != 1 or jnp.shape(betas)[0] < 2:
-        raise ValueError(f"betas: expected shape (T + 1,), T >= 1, got {jnp.shape(betas)}")
+    if np.ndim(betas) != 1 or np.shape(betas)[0] < 2:
+        raise ValueError(f"betas: expected shape (T + 1,), T >= 1, got {np.shape(betas)}")
     if _checks.is_concrete(betas):
         values = _meshes.to_host(betas)
         if values[0] != 0 or values[-1] != 1 or not np.all(np.diff(values) >= 0):

@@ -37,6 +37,7 @@ class Rollback:
         """Refuse values out of range."""
         if not _checks.is_real(self.factor) or not 0 < self.factor < 1:
             raise ValueError(f"factor: expected a number in (0, 1), got {self.factor!r}")
+        object.__setattr__(self, "factor", float(self.factor))
         _checks.positive_int("patience", self.patience)
         _checks.positive_int("limit", self.limit)
 

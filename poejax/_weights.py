@@ -160,7 +160,7 @@ def systematic(rng_key: Array, log_weights: Array) -> Array:
     n = log_weights.shape[0]
     sums = jnp.cumsum(jax.nn.softmax(log_weights))
     u = jax.random.uniform(rng_key, (), sums.dtype)
-    points = (jnp.arange(n) + u) / n * sums[-1]
+    points = (jnp.arange(n, dtype=sums.dtype) + u) / n * sums[-1]
     return jnp.minimum(jnp.searchsorted(sums, points, side="right"), n - 1)
 
 

@@ -127,15 +127,21 @@ def spectral_norms(params: Params) -> dict[str, Array]:
       params: parameters of a product, nested or not.
 
     Returns:
-      {"hidden": []}, or {"outer.hidden": []} in nested products.
+      {"hidden": []}, or {"outer.hidden": []} in nested products; with the leading axes of stacked
+      params.
+
+    Raises:
+      TypeError: if `params` is no dict.
 
     Source: Decelle, Fissore & Furtlehner (2018), Thermodynamics of restricted Boltzmann machines
     and related learning dynamics.
     """
+    if not isinstance(params, dict):
+        raise TypeError(f"params: expected a dict by expert, got {_checks.describe(params)}")
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         *names, last = (getattr(key, "key", None) for key in path)
-        if last == "w" and jnp.ndim(leaf) == 2:
+        if last == "w" and jnp.ndim(leaf) >= 2:
             wide = at_least_float32(jnp.asarray(leaf))
-            found[".".join(map(str, names))] = jnp.linalg.norm(wide, ord=2)
+            found[".".join(map(str, names))] = jnp.linalg.norm(wide, ord=2, axis=(-2, -1))
     return found

@@ -117,3 +117,23 @@ def test_chains_that_hardly_move_are_seen_in_the_info():
         info = rule.grad(jax.random.key(2), given, state, x)[2]
         assert (float(info.autocorrelation) > 0.9) == slow
         assert (float(info.flip_rate) < 0.05) == slow
+
+
+def test_shapes_that_differ_and_missing_values_are_not_broadcast():
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 2, (8, 5)).astype(np.float32)
+    for figure in (pj.diagnostics.flip_rate, pj.diagnostics.autocorrelation):
+        for other in (x[:1], x[:, :1]):
+            with pytest.raises(ValueError, match="after: expected shapes as of before"):
+                figure(x, other)
+        with pytest.raises(ValueError, match="before: expected at least one row"):
+            figure(x[:0], x[:0])
+        assert np.isnan(float(figure(x * np.nan, x)))
+
+
+def test_what_lies_far_from_zero_is_centred_in_its_own_precision():
+    rng = np.random.default_rng(0)
+    x = 1e4 + 1e-3 * rng.normal(size=(200, 3))
+    y = x + 3e-4 * rng.normal(size=x.shape)
+    exact = 1 - ((y - x) ** 2).mean(axis=0).sum() / (x.var(axis=0) + y.var(axis=0)).sum()
+    assert float(pj.diagnostics.autocorrelation(x, y)) == pytest.approx(exact, rel=1e-5)

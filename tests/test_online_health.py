@@ -178,3 +178,30 @@ def test_it_observes_a_run_of_chains():
 def test_slips_are_named(options, error, message):
     with pytest.raises(error, match=message):
         OnlineHealth(**{"fn": values_of} | options).init(jnp.zeros((4, 2)))
+
+
+def over(values):
+    online = pj.diagnostics.OnlineHealth(lambda params, state, info: state)
+    carry = online.init(jnp.asarray(values[0]))
+    carry, _ = jax.lax.scan(lambda c, v: online.update(c, v), carry, jnp.asarray(values))
+    return online.result(carry)
+
+
+def test_a_missing_value_is_no_constant():
+    values = np.random.default_rng(0).normal(size=(400, 8, 2)).astype(np.float32)
+    values[200, 3, 1] = np.nan
+    found = over(values)
+    assert np.isnan(float(found.r_hat[1]))
+    assert not pj.diagnostics.has_mixed(found)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_the_scale_of_values_does_not_matter(scale):
+    rng = np.random.default_rng(0)
+    walk = np.cumsum(rng.normal(size=(400, 8)), axis=0)
+    values = np.stack([rng.normal(size=(400, 8)), walk], axis=-1) * scale
+    found = over(values.astype(np.float32))
+    plain = over((values / scale).astype(np.float32))
+    np.testing.assert_allclose(found.r_hat, plain.r_hat, rtol=1e-3)
+    assert float(found.r_hat[1]) > 1.2
+    assert not pj.diagnostics.has_mixed(found)

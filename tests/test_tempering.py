@@ -474,3 +474,60 @@ def test_masses_of_a_hundred_models_of_two_modes():
         found = float(np.mean(np.asarray(x) @ side > 0))
         squares.append((found - exact) ** 2 / (exact * (1 - exact) / 200))
     assert abs(np.mean(squares) - 1) < 3 * np.sqrt(2 / 100)
+
+
+def test_bennett_is_differentiated_by_its_equation_and_sums_in_float32():
+    rng = np.random.default_rng(0)
+    up, down = (jnp.asarray(rng.normal(size=8), jnp.float32) for _ in range(2))
+
+    def ratio(s):
+        return tempering.bennett(up + s * jnp.arange(8.0), down).log_ratio
+
+    assert float(jax.grad(ratio)(0.0)) == pytest.approx(
+        float(ratio(1e-2) - ratio(-1e-2)) / 2e-2, rel=1e-2
+    )
+    many = rng.normal(size=70_000)
+    half = tempering.bennett(*(jnp.asarray(v, jnp.float16) for v in (many, many[:50])))
+    single = tempering.bennett(many, many[:50])
+    assert float(half.std_err) == pytest.approx(float(single.std_err), rel=1e-2)
+    for bad in (np.zeros((0, 3)), np.zeros(1)):
+        with pytest.raises(ValueError, match="up, down: expected"):
+            tempering.bennett(bad, bad)
+    with pytest.raises(TypeError, match="up: expected an array of real numbers"):
+        tempering.bennett("a", many)
+
+
+def test_a_model_that_is_its_base_and_a_list_of_checkpoints():
+    model, params = small_rbm()
+    same = jax.tree.map(jnp.zeros_like, params)
+    with jax.debug_nans(True):
+        _, report = tempering.sample(
+            jax.random.key(0),
+            model,
+            same,
+            even_base(model),
+            num_chains=4,
+            num_steps=20,
+            betas=[0, 1],
+        )
+    assert float(report.log_z.log_z) == pytest.approx(7 * np.log(2), abs=1e-4)
+    _, report = tempering.sample_trajectory(
+        jax.random.key(0), model, [same, params], even_base(model), num_chains=4, num_steps=20
+    )
+    assert float(report.acceptance[0]) == 1
+    with pytest.raises(ValueError, match="num_steps: expected at least 4"):
+        tempering.sample(
+            jax.random.key(0), model, params, even_base(model), num_chains=4, num_steps=3
+        )
+
+
+def test_under_strict_promotion():
+    model, params = small_rbm()
+    data = jnp.eye(4)
+    with jax.numpy_dtype_promotion("strict"):
+        kernel = tempering.replica_exchange(model, [0, 0.5, 1])
+        states = pj.chains.init(jax.random.key(0), kernel, params, 4)
+        pj.chains.run(jax.random.key(1), kernel, params, states, 3)
+        rule = pj.estimators.jarzynski(model, 10)
+        rule.grad(jax.random.key(1), params, rule.init(jax.random.key(0), params, data), data)
+        pj.evidence.smc(jax.random.key(0), model, params, even_base(model), np.int64(20), 100)

@@ -130,7 +130,8 @@ def table(results: dict[str, Any]) -> list[tables.Table]:
             )
     columns = ("model", "method", "mean error", "rms error", "standard error", "width of interval")
     caption = (
-        f"log Z in nats, errors against the exact one, about {largest:.3g} sweeps, over "
+        f"log Z in nats, errors against the exact one, a budget of {largest:.3g} sweeps, "
+        "which ladders exceed where they need more to settle, over "
         f"{results['config']['num_seeds']} seeds; seconds without compilation"
     )
     return [tables.table(caption, (*columns, "it covers", "sweeps", "seconds"), rows)]

@@ -88,8 +88,8 @@ def fast_pcd(
     divergence.
     """
     _checks.fraction("decay", decay)
-    if not _checks.is_real(fast_rate) or not fast_rate >= 0:
-        raise ValueError(f"fast_rate: expected a number >= 0, got {fast_rate!r}")
+    if not _checks.is_real(fast_rate) or not 0 <= fast_rate < float("inf"):
+        raise ValueError(f"fast_rate: expected a finite number >= 0, got {fast_rate!r}")
     return FastPCD(
         model,
         _checks.positive_int("num_chains", num_chains),

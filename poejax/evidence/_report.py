@@ -177,7 +177,7 @@ def test_log_likelihood(
         if function is not None and not callable(function):
             raise TypeError(f"{name}: expected a function, got {_checks.describe(function)}")
     for name, count in (("num_sweeps", num_sweeps), ("max_states", max_states)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
             raise ValueError(f"{name}: expected an integer of at least 0, got {count!r}")
     if every is not None:
         _checks.positive_int("every", every)
@@ -191,7 +191,7 @@ def test_log_likelihood(
     starts = data if starts is None else _border.events("starts", model.visible, starts)
     base = _base_for(model, params, data) if base is None else base
     keys = jax.random.split(rng_key, 5)
-    if isinstance(betas, int):
+    if isinstance(betas, int | np.integer):
         betas = adaptive_betas(keys[0], model, params, base, betas, num_chains, kernel)
     # Before the chains run: what is wrong with the arguments is said at once.
     forward = ais_init(keys[1], model, params, base, betas, num_chains, kernel=kernel)

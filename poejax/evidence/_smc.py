@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from poejax import _checks, _meshes, _random, chains
 from poejax import _weights as weights
@@ -94,7 +95,7 @@ def smc(
         )
     check_path(model, params, base, kernel, num_chains, stacklevel=3)
     run_key, pilot_key = _random.split(rng_key)
-    if isinstance(betas, int):
+    if isinstance(betas, int | np.integer):
         with warnings.catch_warnings():  # said above
             warnings.simplefilter("ignore", UserWarning)
             betas = adaptive_betas(pilot_key, model, params, base, betas, kernel=kernel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
+from poejax._numerics import at_least_float32
 from poejax.types import Array
 
 _NUM_HALVINGS = 60  # from any bracket to the last digit of float64
@@ -19,7 +21,7 @@ class LogRatio(NamedTuple):
 
     log_ratio: the estimate, [].
     std_err: its standard error, from chains as independent replicas where there are any, [].
-    overlap: mean acceptance of moves between the two, in (0, 1]; an estimate by the few samples
+    overlap: mean acceptance of moves between the two, in [0, 1]; an estimate by the few samples
       where they meet is worth little, whatever std_err says, [].
     """
 
@@ -49,8 +51,12 @@ def bennett(up: Array, down: Array) -> LogRatio:
     Source: Bennett (1976), Efficient estimation of free energy differences from Monte Carlo data;
     Shirts, Bair, Hooker & Pande (2003).
     """
-    up, down = jnp.asarray(up), jnp.asarray(down)
-    if up.ndim != down.ndim or up.ndim not in (1, 2) or min(up.shape[-1], down.shape[-1]) < 2:
+    for name, value in (("up", up), ("down", down)):
+        if not hasattr(value, "dtype") or jnp.issubdtype(value.dtype, jnp.complexfloating):
+            raise TypeError(f"{name}: expected an array of real numbers, got {value!r:.50}")
+    up, down = at_least_float32(jnp.asarray(up)), at_least_float32(jnp.asarray(down))
+    is_few = 0 in (up.size, down.size) or min(up.shape[-1:] + down.shape[-1:], default=0) < 2
+    if up.ndim != down.ndim or up.ndim not in (1, 2) or is_few:
         raise ValueError(
             "up, down: expected [N_a] and [N_b], or [num_steps, num_chains] both, of at least two "
             f"samples (chains), got {up.shape} and {down.shape}"
@@ -83,15 +89,24 @@ def crossing(up: Array, down: Array) -> Array:
     low = jnp.minimum(jnp.min(up), jnp.min(down)) - reach
     high = jnp.maximum(jnp.max(up), jnp.max(down)) + reach
 
-    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(
+        up: Array, down: Array, _: Array, bracket: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
         low, high = bracket
         middle = low + (high - low) / 2
         rises = jax.nn.logsumexp(jax.nn.log_sigmoid(up - middle))
         is_below = rises > jax.nn.logsumexp(jax.nn.log_sigmoid(middle - down))
         return jnp.where(is_below, middle, low), jnp.where(is_below, high, middle)
 
-    low, high = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, (low, high))
-    return low + (high - low) / 2
+    held = jax.lax.stop_gradient((up, down))
+    low, high = jax.lax.stop_gradient((low, high))
+    low, high = jax.lax.fori_loop(0, _NUM_HALVINGS, functools.partial(halve, *held), (low, high))
+    c = low + (high - low) / 2
+    # One step of Newton's, of next to nothing: what it is differentiated by is the equation.
+    rises, falls = jax.nn.sigmoid(up - c), jax.nn.sigmoid(c - down)
+    slope = jnp.sum(rises * (1 - rises)) + jnp.sum(falls * (1 - falls))
+    slope = jax.lax.stop_gradient(jnp.where(slope > 0, slope, jnp.inf))
+    return c + (jnp.sum(rises) - jnp.sum(falls)) / slope
 
 
 def relative(log_v: Array) -> Array:

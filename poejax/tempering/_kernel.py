@@ -130,15 +130,19 @@ def replica_exchange(
         )
     if base is not None and base.model.visible != model.visible:
         raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
-    values = np.asarray(betas, float)
+    try:
+        values = np.asarray(betas, float)
+    except (TypeError, ValueError):
+        raise TypeError(f"betas: expected numbers, got {_checks.describe(betas)}") from None
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"betas: expected shape (K,), K >= 2, got {values.shape}")
     is_proper = base is not None or model.visible.has_proper_base
     low = values[0] >= 0 if is_proper else values[0] > 0
-    if not low or values[-1] != 1 or not np.all(np.diff(values) >= 0):
+    rises = bool(np.all(np.diff(values) >= 0))
+    if not low or values[-1] != 1 or not rises:
         raise ValueError(
             f"betas: expected to rise from {'0' if is_proper else 'above 0'} to 1, got "
-            f"{values[0]} ... {values[-1]}"
+            f"{values[0]} ... {values[-1]}{'' if rises else ', not monotone'}"
         )
     bound_to(model, kernel)  # of an opaque model block Gibbs is refused at once
     return ReplicaExchange(model, tuple(values.tolist()), base, kernel)

@@ -213,7 +213,7 @@ def exchange(rng_key: Array, members: Members, replicas: Replicas) -> tuple[Repl
         states, came_from, trips = jax.tree.map(
             lambda leaf: leaf[goes_to], (states, came_from, trips)
         )
-    trips = trips + ((rung == 0) & (came_from == -1))
+    trips = trips + ((rung == 0) & (came_from == -1)).astype(trips.dtype)
     came_from = _last_end(rung, came_from)
     info = ExchangeInfo(is_tried, up, down, jnp.exp(log_rate), is_accepted)
     return Replicas(states, rung, came_from, trips, 1 - replicas.parity), info

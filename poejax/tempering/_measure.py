@@ -76,8 +76,8 @@ def run(
         return replicas, info
 
     def seen(index: Array, replicas: Replicas, info: ExchangeInfo) -> tuple[Array, Means]:
-        half = jnp.arange(2) == (2 * index >= num_steps)
         dtype, is_tried = info.up.dtype, info.is_tried
+        half = jax.nn.one_hot((2 * index >= num_steps).astype(int), 2, dtype=dtype)
         flow = jax.vmap(lambda rung, v: jnp.zeros_like(v).at[rung].set(v))(
             replicas.rung, replicas.came_from
         )
@@ -108,7 +108,7 @@ def run(
     carry = (replicas, count, sums, sums)
     carry = _meshes.settled(lambda c: body(jnp.zeros((), int), c), carry)
     replicas, count, sums, _ = jax.lax.fori_loop(0, num_steps, body, carry)
-    half = jnp.stack([(num_steps + 1) // 2, num_steps // 2])[:, None]
+    half = jnp.stack([(num_steps + 1) // 2, num_steps // 2])[:, None].astype(count.dtype)
 
     def mean(name: str, total: Array) -> Array:
         return total / jnp.maximum(half if name in ("upwards", "labelled") else count, 1)

@@ -78,8 +78,8 @@ def sample(
       base: a proper base: `evidence.base_rate`, `gaussian_base`, or `student_t_base` for heavy
         tails.
       num_chains: number C of independent ladders, at least 2; ten or more for a narrow interval.
-      num_steps: sweeps of every replica that are measured. Before these come a quarter as many, or
-        256 if that is more, to place the rungs, and as many again for burn-in.
+      num_steps: sweeps of every replica that are measured, at least 4. Before these come a quarter
+        as many, or 256 if that is more, to place the rungs, and as many again for burn-in.
       betas: inverse temperatures from 0 to 1, not decreasing, [K]; placed at equal rejection rates
         when None, as many as the barrier asks for.
       kernel: a kernel of `model`, whose settings serve all along the path; `block_gibbs(model)`
@@ -101,9 +101,10 @@ def sample(
     Bennett (1976).
     """
     _checks.rng_key("rng_key", rng_key)
-    _checks.positive_int("num_steps", num_steps)
+    _check_steps(num_steps)
     check_path(model, params, base, kernel, num_chains)
     if betas is not None:
+        betas = jnp.asarray(betas)
         check_betas(betas)
     elif not _checks.is_concrete(rng_key, params, base):
         raise ValueError("betas: expected to be given under an outer jit, got None")
@@ -148,7 +149,8 @@ def sample_trajectory(
       rng_key: one typed key.
       model: the product.
       trajectory: parameters of M >= 1 checkpoints in order, each leaf [M, ...] (coordinates of
-        real units aside, which all share); samples and log Z are those of the last.
+        real units aside, which all share), or a list of them;
+        samples and log Z are those of the last.
       base: a proper base near the first checkpoint, e.g. `evidence.base_rate(model, data)`.
       num_chains: number C of independent ladders of M + 1 replicas, at least 2.
       num_steps: sweeps that are measured; a quarter as many, at least 256, come before.
@@ -168,7 +170,11 @@ def sample_trajectory(
     restricted Boltzmann machines.
     """
     _checks.rng_key("rng_key", rng_key)
-    _checks.positive_int("num_steps", num_steps)
+    _check_steps(num_steps)
+    if isinstance(trajectory, list | tuple) and trajectory:  # coordinates are the same in all
+        shared = {name: trajectory[-1][name] for name in trajectory[-1].keys() & {"coordinates"}}
+        learned = [split_coordinates(params)[0] for params in trajectory]
+        trajectory = jax.tree.map(lambda *v: jnp.stack(v), *learned) | shared
     checkpoints, coordinates = split_coordinates(trajectory)
     size = _checks.leading_axis("trajectory", checkpoints)
     rest = {"coordinates": coordinates} if coordinates else {}
@@ -184,6 +190,14 @@ def sample_trajectory(
     first, oldest = (jax.tree.map(operator.itemgetter(0), tree) for tree in (y, checkpoints))
     start = log_z_at_start(path_of(model, base), oldest, base, first)
     return _measured(rest_key, ladder, replicas, start, num_steps, path_kernel, coordinates)
+
+
+def _check_steps(num_steps: int) -> None:
+    if _checks.positive_int("num_steps", num_steps) < 4:
+        raise ValueError(
+            "num_steps: expected at least 4, a turn of every pair of rungs in either half, got "
+            f"{num_steps}"
+        )
 
 
 def _starts(
@@ -277,7 +291,8 @@ def drift(means: measure.Means) -> Array:
     log_z = jnp.log(jnp.mean(means.rises, axis=0)) - jnp.log(jnp.mean(means.falls, axis=0))
     gap = jnp.sum(log_z[1] - log_z[0])
     own = [_influence(means.rises[:, half], means.falls[:, half]) for half in (0, 1)]
-    return gap / (jnp.std(own[1] - own[0], ddof=1) / math.sqrt(len(own[0])))
+    std_err = jnp.std(own[1] - own[0], ddof=1) / math.sqrt(len(own[0]))
+    return jnp.where(std_err > 0, gap / jnp.where(std_err > 0, std_err, 1), 0)
 
 
 def _largest_drift(num_chains: int) -> float:
