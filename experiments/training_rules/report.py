@@ -9,16 +9,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.lab import figures, tables
-from experiments.training_rules.rules import RULES
 
-_COLORS = dict(
-    zip(
-        RULES,
-        ("black", "tab:red", "tab:orange", "tab:blue", "tab:cyan", "tab:green", "tab:purple")
-        + ("tab:brown",),
-        strict=True,
-    )
-)
+_COLORS = {
+    "exact": "black",
+    "CD-1": "tab:red",
+    "CD-25": "tab:orange",
+    "PCD": "tab:blue",
+    "fast PCD": "tab:cyan",
+    "tempered PCD": "tab:green",
+    "PTT": "tab:purple",
+    "Jarzynski": "tab:brown",
+}
 _LEAST_GAP = 1e-3  # nats; below it float32 sums over states say little
 
 
@@ -42,7 +43,9 @@ def figure(data: dict[str, dict[str, Any]]) -> Figure:
             if number == 0 or found["ceiling"] is None:
                 gap = "nats below the ceiling"
                 axes.set_ylabel(gap if found["ceiling"] is not None else "log-likelihood, nats")
-    names = [name for name in RULES if any(r["rule"] == name for f in data.values() for r in f["runs"])]
+    names = [
+        name for name in _COLORS if any(r["rule"] == name for f in data.values() for r in f["runs"])
+    ]
     handles = [Line2D([], [], color=_COLORS[name], label=name) for name in names]
     handles += [Line2D([], [], color="0.4", ls="--", label="centred")]
     drawn.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
@@ -50,7 +53,7 @@ def figure(data: dict[str, dict[str, Any]]) -> Figure:
 
 
 def _draw(axes: Any, found: dict[str, Any], key: str) -> None:
-    ceiling, finals = found["ceiling"], []
+    ceiling = found["ceiling"]
     for (rule, is_centered), group in _arms(found).items():
         at = np.mean([run[key] for run in group], axis=0)[1:]
         values = np.array([run["log_likelihood"] for run in group])[:, 1:]
@@ -60,7 +63,6 @@ def _draw(axes: Any, found: dict[str, Any], key: str) -> None:
         style = {"color": _COLORS[rule], "ls": "--" if is_centered else "-"}
         axes.plot(at, mean, lw=1.2, **style)
         axes.fill_between(at, mean - sd, mean + sd, color=_COLORS[rule], alpha=0.08, lw=0)
-        finals.append(values)
     if ceiling is not None:
         axes.set_yscale("log")
     else:

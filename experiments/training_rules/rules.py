@@ -28,7 +28,7 @@ class Setting:
     learning_rate: float  # Of plain gradient descent, lowered to zero along a cosine.
     num_chains: int = 100  # Persistent chains; ladders of tempered PCD.
     fast_rate: float = 0.02  # Of fast weights, held.
-    num_rungs: int = 6  # Of each ladder, equally spaced from the base rates to the model.
+    num_rungs: int = 5  # Of each ladder, equally spaced from the base rates to the model.
     has_exact: bool = True  # Whether the exact gradient can be afforded.
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ Rule = Callable[[pj.Product, Setting, Bits], Estimator]
 def tempered(model: pj.Product, setting: Setting, x: Bits) -> Estimator:
     """PCD whose chains are the last rungs of ladders."""
     base = pj.evidence.base_rate(model, x)
-    betas = np.linspace(0, 1, setting.num_rungs)
+    betas = np.linspace(0, 1, setting.num_rungs).tolist()
     kernel = pj.tempering.replica_exchange(model, betas, base)
     return estimators.pcd(model, setting.num_chains, kernel)
 
