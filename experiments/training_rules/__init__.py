@@ -66,13 +66,13 @@ PRESETS = {
     "default": Config(),
     "smoke": Config(
         preset="smoke",
+        data=("bars", "ones"),
         bars=_small(_BARS),
-        shifter=_small(_SHIFTER),
         ones=_small(_ONES),
         pooling=4,
         num_points=4,
         num_samples=200,
-        num_seeds=2,
+        num_seeds=1,
     ),
     "full": Config(
         preset="full",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
 from experiments.lab import figures, tables
 
@@ -65,9 +66,12 @@ def _draw(axes: Any, found: dict[str, Any], key: str) -> None:
         axes.fill_between(at, mean - sd, mean + sd, color=_COLORS[rule], alpha=0.08, lw=0)
     if ceiling is not None:
         axes.set_yscale("log")
-    else:
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    elif max(max(run["log_likelihood"]) for run in found["runs"]) > found["independent"]:
         # A rule that runs away would press all others into one line.
-        axes.set_ylim(found["independent"], None)
+        axes.set_ylim(bottom=found["independent"])
+    axes.xaxis.set_minor_formatter(NullFormatter())
     figures.bare(axes)
 
 
