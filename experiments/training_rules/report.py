@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FormatStrFormatter, NullFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from experiments.lab import figures, tables
 
@@ -16,10 +16,10 @@ _COLORS = {
     "CD-1": "tab:red",
     "CD-25": "tab:orange",
     "PCD": "tab:blue",
-    "fast PCD": "tab:cyan",
+    "fast PCD": "deeppink",
     "tempered PCD": "tab:green",
-    "PTT": "tab:purple",
-    "Jarzynski": "tab:brown",
+    "PTT": "blueviolet",
+    "Jarzynski": "saddlebrown",
 }
 _LEAST_GAP = 1e-3  # nats; below it float32 sums over states say little
 
@@ -33,7 +33,7 @@ def _arms(found: dict[str, Any]) -> dict[tuple[str, bool], list[dict[str, Any]]]
 
 
 def figure(data: dict[str, dict[str, Any]]) -> Figure:
-    """Draw means over seeds and bands of a standard deviation, by updates above, by time below."""
+    """Draw means over seeds, by updates with a band of a standard deviation, and by time below."""
     drawn = Figure((2.6 * len(data) + 0.4, 6.0), dpi=150, layout="constrained")
     for number, found in enumerate(data.values()):
         by_updates = drawn.add_subplot(2, len(data), number + 1, title=found["title"])
@@ -62,11 +62,13 @@ def _draw(axes: Any, found: dict[str, Any], key: str) -> None:
             values = np.maximum(ceiling - values, _LEAST_GAP)
         mean, sd = values.mean(axis=0), values.std(axis=0)
         style = {"color": _COLORS[rule], "ls": "--" if is_centered else "-"}
-        axes.plot(at, mean, lw=1.2, **style)
-        axes.fill_between(at, mean - sd, mean + sd, color=_COLORS[rule], alpha=0.08, lw=0)
+        axes.plot(at, mean, lw=1.4, **style)
+        if key == "updates":  # the seeds' times differ
+            axes.fill_between(at, mean - sd, mean + sd, color=_COLORS[rule], alpha=0.08, lw=0)
     if ceiling is not None:
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     elif max(max(run["log_likelihood"]) for run in found["runs"]) > found["independent"]:
         # A rule that runs away would press all others into one line.
@@ -77,10 +79,10 @@ def _draw(axes: Any, found: dict[str, Any], key: str) -> None:
 
 def table(results: dict[str, Any]) -> list[tables.Table]:
     """Return the closing tables, one for each data set."""
-    return [_table(found, results["config"]) for found in results["data"].values()]
+    return [_table(found, results["config"][name]) for name, found in results["data"].items()]
 
 
-def _table(found: dict[str, Any], config: dict[str, Any]) -> tables.Table:
+def _table(found: dict[str, Any], setting: dict[str, Any]) -> tables.Table:
     ceiling, rows = found["ceiling"], []
     first = found["runs"][0]
     digits = 3 if ceiling is not None else 2
@@ -104,7 +106,9 @@ def _table(found: dict[str, Any], config: dict[str, Any]) -> tables.Table:
     columns += ["held out"] * ("held_out" in first)
     columns += ["ones: model", "ones: chains"] * ("ones" in first)
     about = f"{found['title']}: {found['rows'][0]} rows of {found['rows'][1]} bits, "
-    about += f"{first['updates'][-1]:,} updates; nats per row, mean ± standard deviation over seeds"
+    about += f"{setting['num_hidden']} hidden units, {setting['num_steps']:,} updates at a rate of "
+    about += f"{setting['learning_rate']:g}, lowered to zero, {setting['num_chains']} chains; "
+    about += "nats per row, mean ± standard deviation over seeds"
     if ceiling is not None:
         about += f"; the ceiling is {ceiling:.4f}, the independent model {found['independent']:.4f}"
     else:
