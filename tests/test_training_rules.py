@@ -46,7 +46,7 @@ def test_rules_are_told_apart_and_chains_are_looked_at(tmp_path):
     config = dataclasses.replace(
         training_rules.PRESETS["smoke"],
         bars=rules.Setting(12, 4_000, 32, 0.1),
-        ones=rules.Setting(4, 200, 100, 0.1, num_chains=20, num_rungs=3, has_exact=False),
+        ones=rules.Setting(4, 2_000, 100, 0.2, num_chains=20, num_rungs=3, has_exact=False),
         num_seeds=1,
     )
     results = training_rules.train_and_evaluate(config, tmp_path)
@@ -55,16 +55,16 @@ def test_rules_are_told_apart_and_chains_are_looked_at(tmp_path):
     assert len(ones["runs"]) == 14
     final = {(run["rule"], run["centered"]): run["log_likelihood"][-1] for run in bars["runs"]}
     assert max(final.values()) < bars["ceiling"]
+    assert min(final.values()) > bars["independent"] + 3
     # One step from the data is not enough for patterns that lie apart; samples of the model are.
-    assert min(final.values()) > bars["independent"]
     for is_centered in (False, True):
         for name in ("exact", "tempered PCD", "PTT"):
-            assert final[name, is_centered] > final["CD-1", is_centered] + 0.5
+            assert final[name, is_centered] > final["CD-1", is_centered] + 0.3
         assert abs(final["PTT", is_centered] - final["exact", is_centered]) < 0.3
     for run in ones["runs"]:
         assert 0 <= run["ones"] <= 1
         assert (run["ones_of_chains"] is None) == run["rule"].startswith("CD-")
-        assert run["log_likelihood"][-1] > ones["independent"]
+        assert run["log_likelihood"][-1] > ones["independent"] + 1
         assert np.all(np.diff(run["seconds"]) > 0)
     assert [len(table["rows"]) for table in report.table(results)] == [16, 14]
     assert (tmp_path / "figures" / "curves.png").exists()
