@@ -1,0 +1,5 @@
+"""The command line."""
+
+from experiments.training_rules import main
+
+raise SystemExit(main())
