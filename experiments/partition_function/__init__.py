@@ -32,7 +32,7 @@ class Config(runs.Options):
 
     sweeps: tuple[int, ...] = (100_000, 300_000, 1_000_000)  # Budgets, of all chains together.
     ising_sizes: tuple[int, ...] = (16, 32)  # Squares along a side of the torus, even.
-    num_seeds: int = 5  # Seeds 0, 1, ... of chains; the models stay.
+    num_seeds: int = 3  # Seeds 0, 1, ... of chains; the models stay.
 
     bounds: ClassVar = {"sweeps": 1000, "ising_sizes": 2}
 
