@@ -188,6 +188,7 @@ def test_ranking_sets_hold_what_they_say():
     assert config.min_pixels <= ink.min() <= ink.max() <= config.max_pixels
 
 
+@pytest.mark.slow
 def test_denoising_small_posterior_mean_beats_the_mean_field_everywhere(tmp_path):
     results = denoising.train_and_evaluate(denoising.PRESETS["smoke"], tmp_path)
     check_files(tmp_path, results, ("5-percent-flips", "20-percent-flips", "3x3-erased", "scores"))
@@ -205,6 +206,7 @@ def test_denoising_small_posterior_mean_beats_the_mean_field_everywhere(tmp_path
         assert psnr == pytest.approx(-10 * np.log10(rate), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_parts_small(tmp_path):
     config = parts.PRESETS["smoke"]
     results = parts.train_and_evaluate(config, tmp_path)
@@ -226,6 +228,7 @@ def test_parts_small(tmp_path):
     assert len(set(rows[1][0])) == 100
 
 
+@pytest.mark.slow
 def test_per_class_small(tmp_path):
     results = per_class.train_and_evaluate(per_class.PRESETS["smoke"], tmp_path)
     check_files(tmp_path, results, ("mistakes", "errors"))
@@ -260,6 +263,7 @@ def test_impossible_options_end_in_one_clear_message(name, args, message, assert
     assert_refused(APPLICATIONS[name].main, args, message)
 
 
+@pytest.mark.slow
 def test_command_line_runs_and_prints_its_table(tmp_path, monkeypatch, capsys):
     small = dataclasses.replace(
         ranking.PRESETS["smoke"], num_seeds=1, mixture_sizes=(2,), workdir=tmp_path / "run"

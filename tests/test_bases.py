@@ -142,6 +142,7 @@ def test_the_model_falls_at_least_as_fast_as_its_student_t_base():
         assert gap[1] > gap[0] + 0.1
 
 
+@pytest.mark.slow
 def test_bases_and_models_of_equal_shape_compile_once(compiles_nothing):
     def go(seed):
         model = square(2)
@@ -227,6 +228,7 @@ def test_reverse_from_exact_samples_brackets():
     assert abs(error) < 3.5 * float(found.std_err) < 0.2
 
 
+@pytest.mark.slow
 def test_a_base_with_lighter_tails_is_reported():
     betas = evidence.linear_betas(3)
     data = jax.random.normal(KEY, (50, 2))

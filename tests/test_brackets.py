@@ -49,6 +49,7 @@ def test_brackets_hold_log_z_of_200_random_rbms(random_params):
         check(brackets, [truth + 0.05 for truth in truths])
 
 
+@pytest.mark.slow
 def test_brackets_hold_log_z_of_50_trained_rbms():
     brackets, truths = [], []
     for seed in range(50):
@@ -59,6 +60,7 @@ def test_brackets_hold_log_z_of_50_trained_rbms():
     check(brackets, truths)
 
 
+@pytest.mark.slow
 def test_brackets_of_digits_are_narrow():
     model = pj.models.rbm(64, 12)
     images = pj.datasets.digits().train.images

@@ -116,6 +116,7 @@ class HoldsTheFirstSite(kernels.BlockGibbs):
         return ChainState(after.x, state.clamp), info
 
 
+@pytest.mark.slow
 def test_a_kernel_that_leaves_a_site_alone():
     with pytest.raises(AssertionError, match=r"law 'moves' fails.*\[0\]"):
         check_kernel(HoldsTheFirstSite(BINARY), rng_key=KEY)

@@ -176,6 +176,7 @@ def test_a_broken_mixture(mutant, law):
         check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mutant", "law"), [(HalfThePrecision, "integral"), (RateWithoutTheData, "sample")]
 )

@@ -295,6 +295,7 @@ BROKEN_ESTIMATORS = [
 ]
 
 
+@pytest.mark.slow
 def test_contrastive_divergence_is_told_that_it_is_biased():
     # Two modes far apart, and data in neither: one sweep does not reach them.
     ones = jnp.ones((4, 3))

@@ -57,6 +57,7 @@ def test_damage_is_named_and_older_steps_restore(
     assert assert_consistent(tmp_path) == 30
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_of_a_description_is_found(tmp_path: Path) -> None:
     config = {"rate": 0.125, "name": "λ"}
     metrics = {"metrics": {"ll": -85.25}, "best_metric": "ll"}

@@ -199,6 +199,7 @@ def test_annealing_is_right_within_three_standard_errors(name, place):
             assert abs(error) < 3 * float(found.std_err) < 0.2, (what, error, found.std_err)
 
 
+@pytest.mark.slow
 def test_annealing_far_from_zero_asks_for_coordinates():
     x = 1e4 + np.random.default_rng(0).normal(size=(200, 2))
     model = pj.product(PLANE, bias=experts.Bias(PLANE))
@@ -261,6 +262,7 @@ def test_noise_is_in_the_units_of_x(full):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_what_is_missing_follows_from_what_is_there(full):
     name = "full joint mixture"

@@ -126,6 +126,7 @@ def test_wrong_counts_are_told():
     assert abs(float(wrong.log_density(params, t[0]) - log_density(found, t)[0])) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_annealing_from_a_base_rate(name):
     model, params, found = machine(name)
@@ -135,6 +136,7 @@ def test_annealing_from_a_base_rate(name):
     assert float(forward.std_err) < 0.05
 
 
+@pytest.mark.slow
 def test_rules_that_look_at_neighbours_and_gradients():
     model, params, found = machine("ratings, bits")
     x = some_events(found, 1)[0]

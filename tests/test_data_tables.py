@@ -59,6 +59,7 @@ def test_a_planted_narrowing_is_caught(name: str, monkeypatch: pytest.MonkeyPatc
         check(REAL[name], table)
 
 
+@pytest.mark.slow
 def test_ordinary_tables_are_taken() -> None:
     def fails(function: cases.Function, x: Any) -> bool:
         try:

@@ -30,6 +30,7 @@ def trained(estimator, data, num_steps, rate=0.1, seed=0):
     return run.steps(state, data, num_steps)
 
 
+@pytest.mark.slow
 def test_log_z_along_training_by_weights():
     # The chains of plain PCD lag behind such a rate; weighted they are the model's at every step.
     model, data = modes()
@@ -43,6 +44,7 @@ def test_log_z_along_training_by_weights():
     assert float(metrics.info.log_z[0]) == pytest.approx(12 * np.log(2), abs=0.2)
 
 
+@pytest.mark.slow
 def test_the_weighted_gradient_is_nearer_the_exact_one_than_that_of_chains_left_behind():
     model, data = modes()
     data = data[:500]
@@ -62,6 +64,7 @@ def test_the_weighted_gradient_is_nearer_the_exact_one_than_that_of_chains_left_
     assert np.mean(errors["jarzynski"]) < np.mean(errors["pcd"])
 
 
+@pytest.mark.slow
 def test_few_effective_chains_are_resampled():
     model, data = modes()
     rule = estimators.jarzynski(model, 200, threshold=0.9)
@@ -73,6 +76,7 @@ def test_few_effective_chains_are_resampled():
         estimators.jarzynski(model, 200, threshold=1.0)
 
 
+@pytest.mark.slow
 def test_fast_weights_drive_chains_off():
     model, data = modes()
     flips = {}

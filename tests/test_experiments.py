@@ -142,6 +142,7 @@ def test_resume_of_nothing_says_so(main, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_checkpoints_without_config_are_a_run_too(finished, main, tmp_path):
     run = tmp_path / "copied"
     shutil.copytree(finished / "checkpoints", run / "checkpoints")

@@ -197,6 +197,7 @@ def test_gradients_under_jit_and_vmap_against_finite_differences(kind):
             np.testing.assert_allclose(gradient[row], expected, rtol=1e-4, atol=2e-5 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_expert_that_is_out_changes_neither_values_nor_gradients(kind):
     def loss(means, precisions, weights):

@@ -161,6 +161,7 @@ def test_a_step_draws_the_rows_of_the_matrix(name, clamped):
         assert np.abs(z).max() > reference.z_threshold(z.size)
 
 
+@pytest.mark.slow
 def test_with_all_sites_held_nothing_moves():
     model = DISCRETE["joint"][0]
     params = model.init(jax.random.key(0))

@@ -128,6 +128,7 @@ def test_two_values_that_fold_into_one_keep_their_ranks():
     assert np.ptp(abs(x - np.median(x))) == 0
 
 
+@pytest.mark.slow
 def test_superchains_are_neighbours_and_as_many_as_is_said():
     x = ar(np.random.default_rng(2), 20, 24, [0.5])[..., 0] + np.repeat([0, 1, 2], 8)
     for number in (2, 3, 24):
@@ -146,6 +147,7 @@ def test_figures_have_the_shape_of_an_entry(shape):
     assert {f.shape for f in found} == {shape}
 
 
+@pytest.mark.slow
 def test_pieces_do_not_show(monkeypatch):
     x = examples(np.random.default_rng(3))[:50]
     whole = health(x)
@@ -173,6 +175,7 @@ def test_far_from_zero_nothing_is_lost():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_what_never_moves_says_nothing():
     x = ar(np.random.default_rng(6), 100, 4, [0.0, 0.0, 0.0])
     x[..., 1], x[..., 2] = 0.1, [0.1, 0.2, 0.3, 0.4]
@@ -302,6 +305,7 @@ def test_planted_modes_are_modes():
         assert rbm_history(seed, 0.04)[1] > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("look", [health, online])
 def test_stuck_chains_are_found_and_mixed_ones_are_left_alone(look):
     missed = share_mixed(stuck(np.random.default_rng(10)), look)
@@ -310,6 +314,7 @@ def test_stuck_chains_are_found_and_mixed_ones_are_left_alone(look):
     assert np.mean(list(found.values())) >= 0.95, found
 
 
+@pytest.mark.slow
 def test_with_chains_and_steps_exchanged_the_planted_set_would_fail():
     missed = share_mixed(stuck(np.random.default_rng(10)), lambda x: health(np.swapaxes(x, 0, 1)))
     assert np.mean(list(missed.values())) > 0.3, missed

@@ -74,6 +74,7 @@ def worst_z(draws, expected):
     return np.abs((draws.mean(axis=0) - expected) / errors).max()
 
 
+@pytest.mark.slow
 def test_cd_gradient_is_the_expectation_of_the_estimator(estimates):
     params, data, draws = estimates
     flat = lambda tree: np.asarray(jax.flatten_util.ravel_pytree(tree)[0])  # noqa: E731
@@ -84,6 +85,7 @@ def test_cd_gradient_is_the_expectation_of_the_estimator(estimates):
         assert worst_z(draws, flat(jax.jit(jax.grad(other))(params, data))) > 10
 
 
+@pytest.mark.slow
 def test_slopes_agree_with_small_steps():
     step = 1e-6
     with jax.enable_x64(True):

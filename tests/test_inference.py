@@ -29,6 +29,7 @@ DISCRETE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISCRETE)
 def test_denoising_bit_flips_is_the_posterior_mean(name, random_params):
     visible, same = DISCRETE[name]
@@ -81,6 +82,7 @@ def test_denoising_gaussian_noise_has_its_closed_form(visible):
     np.testing.assert_allclose(found.mean, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_inpainting_is_the_conditional_mean(random_params):
     params = random_params(RBM)
     x = RBM.visible.states()
@@ -102,6 +104,7 @@ def test_inpainting_is_the_conditional_mean(random_params):
     )
 
 
+@pytest.mark.slow
 def test_inpainting_full_precision_units_conditions(random_params):
     visible = units.Gaussian(3)
     model = pj.product(visible, full=experts.Gaussian(visible, "full"))
@@ -117,6 +120,7 @@ def test_inpainting_full_precision_units_conditions(random_params):
     assert float(found.mean[0, 1]) == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_joint_units_are_inpainted_block_by_block(random_params):
     visible = units.Joint(image=units.Bernoulli(4), label=units.Categorical(1, 3))
     bank = experts.HiddenBank(visible, units.Bernoulli(3))
@@ -132,6 +136,7 @@ def test_joint_units_are_inpainted_block_by_block(random_params):
     assert t < limit
 
 
+@pytest.mark.slow
 def test_class_log_probs_against_enumeration(random_params):
     visible = units.Joint(image=units.Bernoulli(4), label=units.Categorical(1, 3))
     other = experts.HiddenBank(visible, units.StandardGaussian(2))

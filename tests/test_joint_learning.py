@@ -48,6 +48,7 @@ def test_the_discriminative_gradient(random_params):
     assert 0 <= float(info.error_rate) <= 1
 
 
+@pytest.mark.slow
 def test_a_blend_adds_gradients_and_trains(random_params):
     params, x = random_params(MODEL), batch()
     generative, discriminative = estimators.exact(MODEL), estimators.discriminative(MODEL)
@@ -88,6 +89,7 @@ def test_wrappers_refuse_an_estimator_that_does_not_fit(wrap):
         wrap(estimators.imputed(estimators.cd(RBM), RBM), RBM)
 
 
+@pytest.mark.slow
 def test_what_missing_sites_hold_does_not_matter(random_params):
     params, data = random_params(RBM), incomplete()
     estimator = estimators.imputed(estimators.cd(RBM), RBM)

@@ -64,6 +64,7 @@ def test_r_hats_are_those_of_the_full_batches(num_steps, num_chains):
         np.testing.assert_allclose(found.nested_r_hat, wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phi", [0.0, 0.8, 0.95])
 def test_it_agrees_with_the_history_on_chains_of_known_time(phi):
     pytest.importorskip("blackjax")

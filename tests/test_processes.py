@@ -110,6 +110,7 @@ def test_what_two_processes_saved_is_restored_on_any_number_of_devices(
     np.testing.assert_allclose(on.params["hidden"]["w"], wanted.params["hidden"]["w"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_eight_devices_save_what_one_and_two_restore(tmp_path, alone):
     eight = devices.place(alone.state, devices.make_mesh(4, 2))
     assert len(eight.params["hidden"]["w"].sharding.device_set) == 8

@@ -179,6 +179,7 @@ def test_improper_products_are_never_finite():
     assert not np.isfinite(evaluate(strip, params))
 
 
+@pytest.mark.slow
 def test_what_does_not_converge_is_refused():
     # Proper, but x^-1.06 leaves a good part of the mass beyond the largest float32.
     params = heavy_params([0.265, 0.265])
@@ -190,6 +191,7 @@ def test_what_does_not_converge_is_refused():
         pj.exact.quadrature(big, big.init(jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_log_prob_is_the_density_of_draws():
     # A square bank's draws, seen through the quadrature of the same model: mean log p = -entropy.
     model = pj.product(LINE, heavy=experts.StudentT(LINE, 1))

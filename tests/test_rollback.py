@@ -28,6 +28,7 @@ def bitwise(a, b) -> bool:
     return all(np.array_equal(raw(x), raw(y)) for x, y in pairs)
 
 
+@pytest.mark.slow
 def test_an_update_that_loses_overlap_is_taken_back():
     def leap(step):
         return jnp.where(step == 20, 300.0, 0.05)
@@ -106,6 +107,7 @@ def test_a_run_without_a_way_on_raises():
         run.steps(state, BARS, 20)
 
 
+@pytest.mark.slow
 def test_rollback_that_is_not_needed_changes_nothing_and_may_begin_and_end():
     plain, careful = (
         Run(pj.estimators.pcd(MODEL, 20), optax.adam(0.01), 8, rollback=rollback)
@@ -121,6 +123,7 @@ def test_rollback_that_is_not_needed_changes_nothing_and_may_begin_and_end():
     assert bitwise(both, end)
 
 
+@pytest.mark.slow
 def test_rollback_in_a_stream_is_that_in_memory():
     rows = np.asarray(BARS)
     run = Run(NaNOnce(), optax.adam(0.01), 8, rollback=Rollback())

@@ -52,6 +52,7 @@ def cases():
     yield "ising", model, params, evidence.base_rate(model, even), 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", list(cases()), ids=lambda case: case[0])
 def test_as_many_temperatures_give_weights_of_less_variance(case):
     _, model, params, base, num_steps = case
@@ -70,6 +71,7 @@ def test_as_many_temperatures_give_weights_of_less_variance(case):
     assert abs(float(found.log_z) - truth) < 3.5 * float(found.std_err)
 
 
+@pytest.mark.slow
 def test_temperatures_crowd_where_the_ising_model_has_its_heat_capacity():
     # The density of temperatures follows sd(d log f / dβ), here by enumeration.
     model, params = ising(4, 0.6)
@@ -99,6 +101,7 @@ def test_temperatures_crowd_where_the_ising_model_has_its_heat_capacity():
     assert np.abs(linear - even_length).max() > 0.12
 
 
+@pytest.mark.slow
 def test_both_directions_take_them_and_new_params_compile_nothing(random_params, compiles_nothing):
     def go(model, seed):
         params = random_params(model, seed)
@@ -126,6 +129,7 @@ def test_a_model_that_is_its_base_keeps_even_temperatures():
     np.testing.assert_allclose(np.diff(betas), 0.1, atol=0.05)
 
 
+@pytest.mark.slow
 def test_real_units_far_from_zero():
     model = pj.models.gaussian_rbm(3, 4)
     data = 1e4 + jax.random.normal(KEY, (500, 3))
@@ -151,6 +155,7 @@ def test_bad_arguments(random_params):
         evidence.adaptive_betas(0, SMALL, params, base, 10)
 
 
+@pytest.mark.slow
 def test_the_study_small(tmp_path):
     config = annealing.Config(
         dataset="digits",

@@ -207,6 +207,7 @@ def test_weights_of_any_kind_move_the_base_rates(options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [scipy.sparse.csr_matrix, scipy.sparse.csc_array])
 def test_sparse_rows_are_the_dense_ones(form):
     x = _bits()

@@ -25,6 +25,7 @@ def case(random_params, seed, scale=1.0):
     return params, base, float(pj.exact.log_z(RBM, params))
 
 
+@pytest.mark.slow
 def test_weights_are_unbiased_over_200_random_rbms(random_params):
     # Few temperatures and few chains, so that groups resample often and differ.
     gaps, errors, scores = [], [], []
@@ -71,6 +72,7 @@ def test_samples_have_the_model_s_probabilities(threshold, random_params):
     assert np.abs(wrong).max() > limit
 
 
+@pytest.mark.slow
 def test_modes_that_part_early_keep_their_shares():
     params = trained(SMALL, bars(), 1, num_steps=2000)
     base = evidence.base_rate(SMALL, bars())
@@ -84,6 +86,7 @@ def test_modes_that_part_early_keep_their_shares():
     assert abs(float(density(x).mean()) - mean) < 0.05
 
 
+@pytest.mark.slow
 def test_composition_of_trained_models_at_inference_time(random_params):
     a, b = pj.models.rbm(8, 3), pj.models.rbm(8, 4)
     model = pj.product(RBM.visible, a=a, b=b)
@@ -98,6 +101,7 @@ def test_composition_of_trained_models_at_inference_time(random_params):
     np.testing.assert_allclose(x.mean(axis=0), mean, atol=4 * 0.5 / np.sqrt(500))
 
 
+@pytest.mark.slow
 def test_real_units_far_from_zero():
     model = pj.models.gaussian_rbm(3, 4)
     data = 1e4 + 3 * jax.random.normal(KEY, (500, 3))

@@ -144,6 +144,7 @@ def test_numbers_and_configurations_move_alike(monkeypatch):
     assert float(jnp.max(jnp.abs(jnp.where(tried, gap, 0)))) < 5 * 0.5 / np.sqrt(NUM_CHAINS)
 
 
+@pytest.mark.slow
 def test_rungs_stay_a_permutation_and_trips_are_counted():
     _, members = next(ladders())
     *_, replicas = exchanged(members.model, members, num_steps=12)
@@ -161,6 +162,7 @@ def test_weights_are_shared_by_temperatures():
     assert members.num_rungs == 5
 
 
+@pytest.mark.slow
 def test_masses_of_a_model_of_two_modes():
     model, params, side = two_mode(0)
     exact = mass_of(model, params, side)
@@ -203,6 +205,7 @@ def test_log_z_over_many_models():
     assert inside >= 95 - 3 * np.sqrt(100 * 0.95 * 0.05)
 
 
+@pytest.mark.slow
 def test_rungs_are_placed_at_equal_rejection():
     model, params = small_rbm(2, 4.0, units.Bernoulli(10), units.Bernoulli(6))
     _, report = tempering.sample(
@@ -248,6 +251,7 @@ def test_it_is_a_kernel():
     assert abs(found - exact) < 3.5 * np.sqrt(exact * (1 - exact) / 1000)
 
 
+@pytest.mark.slow
 def test_persistent_chains_learn_through_it_and_resume_bitwise():
     model, params, _ = two_mode(0)
     data = jax.vmap(lambda k: pj.exact.sample(k, model, params))(
@@ -301,6 +305,7 @@ def opaque():
     return model, model.init(jax.random.key(0)), even_base(model), pj.kernels.gibbs_with_gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [gaussian_rbm, student_t, joint, masked, opaque])
 def test_any_model_on_a_ladder(case):
     model, params, base, kernel = case()

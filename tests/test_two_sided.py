@@ -48,6 +48,7 @@ def test_models_that_can_be_enumerated_are_exact(params):
     )
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_and_are_narrow():
     inside, widths, scores = [], [], []
     for seed in range(40):
@@ -89,6 +90,7 @@ def test_progress_is_told_and_changes_nothing(params, every):
     assert all(1 <= p.ess <= 100 for p in seen if p.stage != "sampling")
 
 
+@pytest.mark.slow
 def test_samples_given_are_taken_as_they_are(params):
     log_p = jnp.log(pj.exact.probabilities(SMALL, params))
     index = jax.random.categorical(KEY, log_p, shape=(100,))
@@ -128,6 +130,7 @@ def test_real_units_far_from_zero():
     assert float(found.high - found.low) < 0.3
 
 
+@pytest.mark.slow
 def test_heavy_tails_get_a_heavy_base():
     visible = pj.units.Gaussian(3)
     model = pj.product(visible, heavy=pj.experts.StudentT(visible, 3))

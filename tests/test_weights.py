@@ -193,6 +193,7 @@ def test_noise_among_weights_that_are_alike_opens_no_interval():
     assert float(found.ci_high) < np.inf
 
 
+@pytest.mark.slow
 def test_a_tail_of_infinite_variance_is_named_from_a_base_that_is_too_light():
     # Weights (1 + x²)^-1 / N(x; 0, σ²), whose mean square is infinite, though their ESS looks well.
     visible = units.Gaussian(1)
