@@ -90,7 +90,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     """Draw the error against cost, a panel for each model; crosses are what methods claim."""
     groups = _groups(rows)
     models = list(dict.fromkeys(row["model"] for row in rows))
-    drawn = Figure((3.1 * len(models), 3.4), dpi=130, layout="tight")
+    drawn = Figure((3.1 * len(models), 3.7), dpi=130, layout="constrained")
     for number, model in enumerate(models):
         axes = drawn.add_subplot(
             1, len(models), number + 1, title=model, xlabel="sweeps", xscale="log", yscale="log"
@@ -104,7 +104,8 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         axes.xaxis.set_minor_formatter(NullFormatter())
         figures.bare(axes)
     drawn.axes[0].set_ylabel("error of log Z, nats")
-    drawn.axes[0].legend(fontsize=7)
+    handles, labels = drawn.axes[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return drawn
 
 
