@@ -85,6 +85,7 @@ def test_mixture_takes_the_size_that_suits_rows_it_has_not_seen():
     assert float(total) == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_recipe_learns_bars_and_stripes_and_lowers_its_rate():
     recipe = rbm_recipe.Recipe(num_hidden=12, num_steps=4_000, batch_size=32, weight_decay=0)
     x = jnp.asarray(datasets.bars_and_stripes(4), jnp.float32)

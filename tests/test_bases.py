@@ -59,6 +59,7 @@ def quadrature_log_z(model, params):
 # The bases themselves.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("visible", [units.GaussianDiag(3), units.Gaussian(3)], ids=str)
 def test_gaussian_base_is_the_gaussian_of_the_data(visible):
     mixing = np.array([[1.0, 0, 0], [2.0, 0.5, 0], [0, 1.0, 3.0]])

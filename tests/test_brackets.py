@@ -37,6 +37,7 @@ def check(brackets, truths):
     assert np.mean([bool(b.disagrees) for b in brackets]) <= 0.02
 
 
+@pytest.mark.slow
 def test_brackets_hold_log_z_of_200_random_rbms(random_params):
     brackets, truths = [], []
     for seed in range(200):
@@ -88,6 +89,7 @@ def both(two_modes, x, betas, num_chains=100):
     return forward, reverse
 
 
+@pytest.mark.slow
 def test_good_samples_agree(two_modes):
     found = evidence.bracket(*both(two_modes, two_modes[2], BETAS))
     assert not bool(found.disagrees)
@@ -107,6 +109,7 @@ def test_samples_that_miss_a_mode_put_the_sides_in_the_wrong_order(two_modes):
     assert float(found.low) <= truth <= float(found.high)
 
 
+@pytest.mark.slow
 def test_walks_of_different_temperatures_do_not_belong_together():
     near = modes(3.0)
     forward, _ = both(near, near[2], evidence.linear_betas(5), 1000)
@@ -116,6 +119,7 @@ def test_walks_of_different_temperatures_do_not_belong_together():
     assert "same temperatures" in found.verdict
 
 
+@pytest.mark.slow
 def test_degenerate_weights_ask_for_more_temperatures_and_stay_honest(random_params):
     params = random_params(RBM, 0, 3.0)
     truth = float(pj.exact.log_z(RBM, params))

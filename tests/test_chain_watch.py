@@ -37,6 +37,7 @@ def two_modes():
     return params | {"hidden": hidden, "bias": {"field": jnp.full(16, -4.0)}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_centered", [False, True])
 def test_chains_that_mix_are_shown_and_left_alone(capsys, is_centered):
     rule = pj.estimators.pcd(MODEL, 200)

@@ -68,6 +68,7 @@ def test_a_failure_at_any_file_operation(tmp_path: Path, monkeypatch: pytest.Mon
     assert [p.name for p in run.iterdir()] == ["1000"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_restores(tmp_path: Path) -> None:
     code = """
         import sys

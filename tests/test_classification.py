@@ -189,6 +189,7 @@ def test_the_loss_of_the_rbm_prior_has_the_gradient_of_the_exact_bound():
     assert np.abs(z_scores(True)).max() > reference.z_threshold(len(scores))
 
 
+@pytest.mark.slow
 def test_the_bounds_of_the_rbm_prior_against_enumeration():
     graph, params, x = prior_problem()
     model = nnx.merge(graph, params)

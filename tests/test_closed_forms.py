@@ -301,6 +301,7 @@ def test_means_of_full_precision_units_have_gradients():
     assert float(by_rows[2, 1]) == pytest.approx(float(difference) / 2e-2, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_named_products_of_real_units_have_a_log_z():
     heavy = pj.models.product_of_student_t(2, 3)
     params = heavy.init(jax.random.key(0))

@@ -124,6 +124,7 @@ def test_gradient_steps_are_in_coordinates(kernel, name, place):
     assert 0.1 < np.median(moved) < 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "name", "place"),
     [

@@ -274,6 +274,7 @@ def test_propriety_does_not_depend_on_coordinates(name):
         )
 
 
+@pytest.mark.slow
 def test_classes_given_real_inputs_far_from_zero():
     visible = units.Joint(real=units.GaussianDiag(2), label=units.Categorical(1, 3))
     bank = experts.HiddenBank(visible, units.Bernoulli(3), init_scale=1.0)

@@ -44,6 +44,7 @@ def test_intervals_cover_and_errors_are_centred_over_200_random_rbms(random_para
     assert 0.7 < np.mean(scores**2) < 1.3
 
 
+@pytest.mark.slow
 def test_weights_are_unbiased_even_on_a_bad_path(random_params):
     # E[w] = Z for any schedule, so even 3 temperatures must be right within standard errors.
     params = random_params(RBM, 3, 0.5)
@@ -100,6 +101,7 @@ def test_ais_for_other_units(name, random_params):
     assert float(found.std_err) < 0.1
 
 
+@pytest.mark.slow
 def test_ais_for_real_visible_units(random_params):
     model = pj.models.gaussian_rbm(3, 4)
     params = random_params(model, 1, 0.5)

@@ -169,6 +169,7 @@ def test_checkpoints_without_config_are_a_run_too(finished, main, tmp_path):
     assert "another config: seed=7 (was 0)" in said
 
 
+@pytest.mark.slow
 def test_configs_of_other_versions(finished, main, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
@@ -199,6 +200,7 @@ def test_lines_that_are_no_records_are_dropped(tmp_path):
     assert np.isnan(runs.MetricsLog(log, 2).last("seconds", 2))
 
 
+@pytest.mark.slow
 def test_paths_with_a_home_folder_and_empty_ones(main, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     args = ["--preset", "smoke", "--ais-steps", "2", "--sample-steps", "1", "--num-epochs", "1"]
@@ -283,6 +285,7 @@ def test_killed_five_times_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path
     assert steps == [12 * (i + 1) for i in range(60)]
 
 
+@pytest.mark.slow
 def test_bars_and_stripes_small(tmp_path):
     config = bars_and_stripes.Config(num_hidden=4, num_steps=50, num_chains=10, num_seeds=1)
     results = bars_and_stripes.train_and_evaluate(config, tmp_path)
@@ -324,6 +327,7 @@ def test_a_benchmark_refuses_chains_that_devices_cannot_share():
         benchmark.Config(num_devices=(2, 4))
 
 
+@pytest.mark.slow
 def test_heavy_tails_small(tmp_path):
     config = heavy_tails.Config(sizes=(3,), num_chains=(20,), num_steps=20)
     results = heavy_tails.train_and_evaluate(config, tmp_path)

@@ -29,6 +29,7 @@ def test_every_study_has_results_and_every_figure_is_there_and_small():
                 assert all(len(row) == len(table["columns"]) for row in table["rows"]), study
 
 
+@pytest.mark.slow
 def test_a_run_is_taken_in_the_place_of_the_same_command(tmp_path):
     config = bars_and_stripes.Config(num_hidden=2, num_steps=20, num_chains=5, num_seeds=2)
     results = bars_and_stripes.train_and_evaluate(config, tmp_path / "run")

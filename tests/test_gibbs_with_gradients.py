@@ -148,6 +148,7 @@ def row_z_scores(case, kernel):
     return np.concatenate(z)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "clamped"),
     [("bernoulli", False), ("spin", True), ("categorical", False), ("joint", True)],

@@ -40,6 +40,7 @@ def enumerate_by_loops(params, data):
     return xs, q1, q, joint @ zs / joint.sum(axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_enumeration_agrees_with_loops():
     with jax.enable_x64(True):
         params, data = network(seed=0, scale=1.5)

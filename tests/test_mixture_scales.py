@@ -98,6 +98,7 @@ def test_whole_numbers_of_64_bits_and_bits():
     np.testing.assert_allclose(params.covariances[0], np.cov(bits.T, ddof=0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_under_a_trace_the_centring_is_the_same():
     traced = jax.jit(lambda x, start: mixtures.fit_em(KEY, x, K, params=start, max_steps=3))
     x = (X * 1e-15).astype(np.float32)

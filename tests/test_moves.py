@@ -71,6 +71,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("is_centered", [False, True])
 def test_training_reports_its_persistent_chains(name, is_centered):

@@ -149,6 +149,7 @@ def both(params, state, info):
     return {"bits": state.x > 0.5, "mean": jnp.mean(state.x)}
 
 
+@pytest.mark.slow
 def test_it_observes_a_run_of_chains():
     model = pj.models.rbm(6, 3)
     params = model.init(jax.random.key(0))

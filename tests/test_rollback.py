@@ -83,6 +83,7 @@ class NaNOnce:
         return jax.tree.map(lambda g: bad * g, grads), state + 1, info
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_raise_unless_rollback_is_asked_for():
     plain = Run(NaNOnce(), optax.adam(0.01), 8)
     state = plain.init(KEY, BARS, START)

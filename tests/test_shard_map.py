@@ -162,6 +162,7 @@ def test_without_the_cast_members_would_learn_by_the_gradients_of_all(monkeypatc
     jax.clear_caches()
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_takes_the_mean_over_the_mesh_learns_one_model_by_all_rows():
     estimator = estimators.exact(MODEL)
     tx = optax.chain(optax.stateless(lambda grads, _: jax.lax.pmean(grads, "c")), optax.sgd(0.1))

@@ -329,6 +329,7 @@ def test_any_model_on_a_ladder(case):
     model.visible.check("x", x)
 
 
+@pytest.mark.slow
 def test_another_model_and_key_compile_nothing(compiles_nothing):
     def go(seed):
         model, params = small_rbm(seed)
@@ -347,6 +348,7 @@ def test_another_model_and_key_compile_nothing(compiles_nothing):
         go(2)
 
 
+@pytest.mark.slow
 def test_rungs_that_never_exchange_are_named():
     model, params, _ = two_mode(0)
     params = jax.tree.map(lambda v: 20 * v, params)
@@ -502,6 +504,7 @@ def test_bennett_is_differentiated_by_its_equation_and_sums_in_float32():
         tempering.bennett("a", many)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_its_base_and_a_list_of_checkpoints():
     model, params = small_rbm()
     same = jax.tree.map(jnp.zeros_like, params)
@@ -526,6 +529,7 @@ def test_a_model_that_is_its_base_and_a_list_of_checkpoints():
         )
 
 
+@pytest.mark.slow
 def test_under_strict_promotion():
     model, params = small_rbm()
     data = jnp.eye(4)

@@ -118,6 +118,7 @@ def test_few_examples_and_other_data(params):
     assert float(given.low) <= truth <= float(given.high)
 
 
+@pytest.mark.slow
 def test_real_units_far_from_zero():
     model = pj.models.gaussian_rbm(3, 4)
     data = 1e4 + 3 * jax.random.normal(KEY, (300, 3))
