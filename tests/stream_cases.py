@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import h5py
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -22,15 +21,6 @@ TX = optax.adam(0.05)
 RUN = training.Run(estimators.centered(estimators.pcd(MODEL, 20)), TX, BATCH, average=True)
 START = RUN.init(KEY, BITS)
 END = RUN.steps(START, BITS, STEPS)
-
-
-def bitwise(a, b) -> bool:
-    def raw(leaf):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(np.array_equal(raw(x), raw(y)) for x, y in pairs)
 
 
 def saved(folder, array, name="x.npy"):

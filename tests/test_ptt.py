@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparing import bitwise
+from ptt_cases import BARS, KEY, MODEL, PTT, START
 from scipy import stats
 
 import poejax as pj
@@ -17,22 +19,6 @@ from poejax._paths import path_params
 from poejax.estimators import _exchange
 from poejax.estimators._exchange import Heights, Population, exchange
 from poejax.training import Rollback, Run
-
-KEY = jax.random.key(0)
-BARS = jnp.asarray(datasets.bars_and_stripes(3), jnp.float32)
-MODEL = pj.models.rbm(9, 6)
-PTT = pj.estimators.ptt(MODEL, 20, num_thermal=5, thin=2)
-START = MODEL.init_from(jax.random.key(1), BARS)
-
-
-def bitwise(a, b) -> bool:
-    def raw(leaf):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(np.array_equal(raw(x), raw(y)) for x, y in pairs)
-
 
 # Jumps.
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_training import BARS, MODEL, PCD, TX, bitwise
+from comparing import bitwise
+from test_training import BARS, MODEL, PCD, TX
 
 import poejax as pj
 from poejax import _by_value, datasets, estimators, training

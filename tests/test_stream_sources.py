@@ -6,7 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from stream_cases import BITS, END, KEY, MODEL, RUN, START, STEPS, WEIGHTS, bitwise, h5, saved
+from comparing import bitwise
+from stream_cases import BITS, END, KEY, MODEL, RUN, START, STEPS, WEIGHTS, h5, saved
 
 import poejax as pj
 from poejax import streams

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparing import bitwise
 from stream_cases import (
     BATCH,
     BITS,
@@ -25,7 +26,6 @@ from stream_cases import (
     STEPS,
     TX,
     WEIGHTS,
-    bitwise,
     h5,
     saved,
 )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from comparing import bitwise
 
 import poejax as pj
 from poejax import datasets, training
@@ -16,17 +17,6 @@ MODEL = pj.models.rbm(9, 6)
 PCD = pj.estimators.pcd(MODEL, 20)
 CENTERED = pj.estimators.centered(pj.estimators.cd(MODEL), MODEL)
 TX = optax.adam(0.05)
-
-
-def bitwise(a, b) -> bool:
-    def raw(leaf):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-    return all(
-        np.array_equal(raw(x), raw(y))
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
 
 
 @pytest.mark.slow
