@@ -27,13 +27,14 @@ def flip_rate(before: Event, after: Event) -> Array:
     Raises:
       ValueError: if there is no chain, or the shapes differ.
     """
+    pairs = _pairs(before, after)
     changed = [
         jnp.any(a != b, axis=tuple(range(2, b.ndim)))  # of a categorical site two components do
-        for a, b in _pairs(before, after)
+        for a, b in pairs
     ]
     flags = [c.astype(jnp.result_type(float)) for c in changed]
     share = jnp.asarray(sum(map(_sum_of_squares, flags)) / sum(c.size for c in flags))
-    unknown = sum(jnp.sum(0 * b) for _, b in _pairs(before, after))  # NaN where one is
+    unknown = sum(jnp.sum(0 * b) for _, b in pairs)  # NaN where one is
     return share + unknown
 
 

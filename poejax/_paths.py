@@ -76,6 +76,12 @@ def log_change(model: Expert, old: Params, new: Params, x: Event) -> Array:
     return jnp.sum(jnp.stack(changes))
 
 
+def log_density_change(model: Product, old: Params, new: Params, x: Event) -> Array:
+    """Return the same, [], for parameters that may hold coordinates, alike in both."""
+    old, y = model.standardize(old, x)
+    return log_change(model, old, split_coordinates(new)[0], y)
+
+
 def check_path(
     model: Product,
     params: Params,

@@ -143,6 +143,12 @@ def estimate(log_weights: Array, direction: Array | int, quantile: float = NORMA
     return LogZ(log_z, found.std_err, found.ess, low, high, log_weights, found.pareto_k)
 
 
+def effective_size(log_weights: Array) -> Array:
+    """Return (Σw)²/Σw² over the last axis, [...]."""
+    total, squares = (jax.nn.logsumexp(power * log_weights, axis=-1) for power in (1, 2))
+    return jnp.exp(2 * total - squares)
+
+
 def student_t(degrees: int, level: float) -> float:
     """Return the |t| of `degrees` of freedom that is exceeded with probability `level`."""
     from scipy.special import stdtrit  # of JAX's own dependencies, but it takes long to import

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from poejax import _checks
 from poejax._product import Product
-from poejax.estimators._common import Rule, mean_of_rows, own_model
-from poejax.experts._forms import Bank
+from poejax.estimators._common import Rule, banks_of, mean_statistics, own_model
 from poejax.types import Array, Estimator, Event, Params, PyTree
 
 
@@ -34,29 +33,21 @@ class Centered(Rule):
     def init(self, rng_key: Array, params: Params, data: Event) -> CenteredState:
         """Start at the offsets of `data` [N, ...] under `params`."""
         inner = self.estimator.init(rng_key, params, data)
-        return CenteredState(inner, *self._means(params, data))
+        return CenteredState(inner, *mean_statistics(self.model, params, data))
 
     def grad(
         self, rng_key: Array, params: Params, state: CenteredState, batch: Event
     ) -> tuple[Params, CenteredState, PyTree]:
         """Estimate the gradient from a batch [B, ...], move the offsets, centre the gradient."""
         grads, inner, info = self.estimator.grad(rng_key, params, state.inner, batch)
-        old, new = (state.visible_offset, state.hidden_offsets), self._means(params, batch)
+        old, new = (
+            (state.visible_offset, state.hidden_offsets),
+            mean_statistics(self.model, params, batch),
+        )
         mu, lambdas = jax.tree.map(
             lambda a, b: (self.decay * a + (1 - self.decay) * b).astype(a.dtype), old, new
         )
         return self._center(grads, mu, lambdas), CenteredState(inner, mu, lambdas), info
-
-    def _banks(self) -> dict[str, Bank]:
-        return {name: e.bank for name, e in self.model.items if e.bank is not None}
-
-    def _means(self, params: Params, x: Event) -> tuple[Array, dict[str, Array]]:
-        def means(x: Event) -> tuple[Array, dict[str, Array]]:
-            _, x = self.model.standardize(params, x)
-            hidden = {name: bank.features(params[name], x) for name, bank in self._banks().items()}
-            return self.model.visible.linear_statistic(x), hidden
-
-        return mean_of_rows(means, x)
 
     def _center(self, grads: Params, mu: Array, lambdas: dict[str, Array]) -> Params:
         grads = dict(grads)
@@ -64,7 +55,7 @@ class Centered(Rule):
         visible_grad = visible_shift = jnp.zeros_like(mu)
         if self.bias is not None:
             visible_grad = visible.linear_part(grads[self.bias]["field"])
-        for name, bank in self._banks().items():
+        for name, bank in banks_of(self.model).items():
             lam = lambdas[name] if self.bias is not None else jnp.zeros_like(lambdas[name])
             hidden_grad = bank.hidden.linear_part(grads[name]["b"])
             w = grads[name]["w"] - jnp.outer(mu, hidden_grad) - jnp.outer(visible_grad, lam)
@@ -118,7 +109,7 @@ def centered(
                 f"centered: cannot centre inside the nested product {name!r}; "
                 "multiply its experts into one product instead"
             )
-    if not any(expert.bank is not None for _, expert in model.items):
+    if not banks_of(model):
         raise ValueError(f"centered: expected a HiddenBank to centre, got {list(model.experts)}")
     bias = next((name for name, expert in model.items if expert.has_free_field), None)
     if bias is None and hidden_offsets:

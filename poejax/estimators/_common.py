@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from poejax import _checks, _meshes, _random, chains
 from poejax._product import Product
+from poejax.experts._forms import Bank
 from poejax.kernels import block_gibbs
 from poejax.types import Array, EstimatorInfo, Event, Kernel, Params, PyTree, Weighted
 
@@ -46,6 +47,23 @@ def mean_of_rows(fn: Callable[..., PyTree], batch: Any, *others: PyTree) -> PyTr
     total = jnp.sum(weights)
     share = weights / jnp.where(total > 0, total, 1)  # a batch may be of rows of weight 0
     return jax.tree.map(lambda leaf: jnp.tensordot(share.astype(leaf.dtype), leaf, 1), values)
+
+
+def banks_of(model: Product) -> dict[str, Bank]:
+    """Return the hidden banks that a product multiplies itself, by name."""
+    return {name: e.bank for name, e in model.items if e.bank is not None}
+
+
+def mean_statistics(model: Product, params: Params, x: Event) -> tuple[Array, dict[str, Array]]:
+    """Return E_data[t(x)], [M], and of every bank E_data[E[t(z) | x]], {name: [N]}, of a batch."""
+
+    def means(x: Event) -> tuple[Array, dict[str, Array]]:
+        _, y = model.standardize(params, x)
+        banks = banks_of(model).items()
+        hidden = {name: bank.features(params[name], y) for name, bank in banks}
+        return model.visible.linear_statistic(y), hidden
+
+    return mean_of_rows(means, x)
 
 
 def with_rows(batch: Any, x: Event) -> Any:

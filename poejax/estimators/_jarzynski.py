@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 from poejax import _checks, _random, chains
 from poejax import _weights as weights
 from poejax._bases import base_rate
-from poejax._paths import log_change
-from poejax._product import Product, split_coordinates
+from poejax._paths import log_density_change
+from poejax._product import Product
 from poejax._weights import LogZ
 from poejax.estimators._common import Rule, advance, contrast, own_kernel
 from poejax.types import Array, Event, Kernel, Params, Weighted
@@ -103,10 +104,7 @@ class Jarzynski(Rule):
         return weights.estimate(state.log_z + self._log_weights(params, state), 1)
 
     def _log_weights(self, params: Params, state: JarzynskiState) -> Array:
-        def change(x: Event) -> Array:
-            old, y = self.model.standardize(state.params, x)
-            return log_change(self.model, old, split_coordinates(params)[0], y)
-
+        change = functools.partial(log_density_change, self.model, state.params, params)
         return state.log_weights + jax.vmap(change)(state.states.x)
 
 

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from poejax import _checks
 from poejax._product import Product
-from poejax.estimators._common import Rule, mean_of_rows, own_model
-from poejax.experts._forms import Bank
+from poejax.estimators._common import Rule, banks_of, mean_statistics, own_model
 from poejax.types import Array, Estimator, Event, Params, PyTree
 
 
@@ -33,37 +32,28 @@ class Sparse(Rule):
 
     def init(self, rng_key: Array, params: Params, data: Event) -> SparseState:
         """Start at the activity of `data` [N, ...] under `params`."""
-        return SparseState(self.estimator.init(rng_key, params, data), self._means(params, data)[1])
+        return SparseState(
+            self.estimator.init(rng_key, params, data), mean_statistics(self.model, params, data)[1]
+        )
 
     def grad(
         self, rng_key: Array, params: Params, state: SparseState, batch: Event
     ) -> tuple[Params, SparseState, PyTree]:
         """Estimate the gradient from a batch [B, ...], and add the penalty's."""
         grads, inner, info = self.estimator.grad(rng_key, params, state.inner, batch)
-        mean, now = self._means(params, batch)
+        mean, now = mean_statistics(self.model, params, batch)
         activity = jax.tree.map(
             lambda old, new: (self.decay * old + (1 - self.decay) * new).astype(old.dtype),
             state.activity,
             now,
         )
         grads = dict(grads)
-        for name, bank in self._banks().items():
+        for name, bank in banks_of(self.model).items():
             push = self.cost * (activity[name] - self.target)
             w = grads[name]["w"] + jnp.outer(mean, push).astype(grads[name]["w"].dtype)
             b = bank.hidden.shift_linear(grads[name]["b"], push)
             grads[name] = grads[name] | {"w": w, "b": b}
         return grads, SparseState(inner, activity), info
-
-    def _banks(self) -> dict[str, Bank]:
-        return {name: e.bank for name, e in self.model.items if e.bank is not None}
-
-    def _means(self, params: Params, x: Event) -> tuple[Array, dict[str, Array]]:
-        def means(x: Event) -> tuple[Array, dict[str, Array]]:
-            _, y = self.model.standardize(params, x)
-            hidden = {name: bank.features(params[name], y) for name, bank in self._banks().items()}
-            return self.model.visible.linear_statistic(y), hidden
-
-        return mean_of_rows(means, x)
 
 
 def sparse(
@@ -103,6 +93,6 @@ def sparse(
         if not _checks.is_real(value) or not 0 <= value < float("inf"):
             raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
     model = own_model("estimator", estimator, model)
-    if not any(expert.bank is not None for _, expert in model.items):
+    if not banks_of(model):
         raise ValueError(f"sparse: expected a HiddenBank, got {list(model.experts)}")
     return Sparse(model, estimator, float(target), float(cost), float(decay))

@@ -163,8 +163,7 @@ def _smc(
         keys = chains.chain_keys(_random.fold_in(choice_key, index), num_groups)
         chosen = jax.vmap(weights.systematic)(keys, log_w)
         log_mean = jax.nn.logsumexp(log_w, axis=1) - math.log(size)
-        ess = jnp.exp(2 * jax.nn.logsumexp(log_w, axis=1) - jax.nn.logsumexp(2 * log_w, axis=1))
-        is_due = ess < threshold * size
+        is_due = weights.effective_size(log_w) < threshold * size
         chosen = jnp.where(is_due[:, None], chosen, jnp.arange(size)) + first_in_group
         states = jax.tree.map(lambda leaf: leaf[chosen.reshape(-1)], states)
         # What resampling takes from the weights goes to the group's estimate.

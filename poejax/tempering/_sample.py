@@ -15,7 +15,7 @@ from poejax import _border, _checks, _random, chains
 from poejax._bases import Base
 from poejax._paths import check_betas, check_path, log_z_at_start, path_of, require_resolution
 from poejax._product import Product, split_coordinates
-from poejax._weights import LogZ, student_t
+from poejax._weights import LogZ, effective_size, student_t
 from poejax.chains import ModelKernel
 from poejax.kernels._binding import bound_to
 from poejax.tempering import _measure as measure
@@ -237,12 +237,13 @@ def _measured(
     if betas is None:
         betas = jnp.minimum(jnp.arange(ladder.num_rungs), 1).astype(start.dtype)
     trips = jnp.sum(replicas.num_trips, axis=1) - trips
-    report = _report(betas, means, centres, start, trips)
+    moved = drift(means)
+    report = _report(betas, means, centres, start, trips, moved)
     y = measure.top(replicas)
     if _checks.is_concrete(report):
         _checks.finite("tempering: a normalisable model with finite parameters: ", (y, means))
         require_resolution("tempering", report.log_z)
-        _warn(report, means)
+        _warn(report, float(moved))
     return jax.vmap(lambda y: ladder.model.visible.restore(coordinates, y))(y), report
 
 
@@ -257,7 +258,12 @@ def _centres(means: measure.Means, centres: Array) -> Array:
 
 
 def _report(
-    betas: Array, means: measure.Means, centres: Array, start: Array, trips: Array
+    betas: Array,
+    means: measure.Means,
+    centres: Array,
+    start: Array,
+    trips: Array,
+    moved: Array,
 ) -> Report:
     acceptance = jnp.mean(means.acceptance, axis=(0, 1))
     rises, falls = jnp.mean(means.rises, axis=1), jnp.mean(means.falls, axis=1)
@@ -268,11 +274,10 @@ def _report(
     std_err = jnp.std(own, ddof=1) / math.sqrt(num_chains)
     wide = student_t(num_chains - 1, 0.05) * std_err
     is_open = (jnp.min(acceptance) < _LEAST_ACCEPTANCE) | (
-        jnp.abs(drift(means)) > _largest_drift(num_chains)
+        jnp.abs(moved) > _largest_drift(num_chains)
     )
     wide = jnp.where(is_open, jnp.inf, wide)
-    weights = jnp.exp(own - jnp.max(own))
-    ess = jnp.sum(weights) ** 2 / jnp.sum(weights**2)
+    ess = effective_size(own)
     unknown: Any = np.asarray(np.nan, log_z.dtype)
     found = LogZ(log_z, std_err, ess, log_z - wide, log_z + wide, log_z + own, unknown)
     flow = jnp.sum(means.upwards, axis=(0, 1)) / jnp.maximum(
@@ -300,7 +305,7 @@ def _largest_drift(num_chains: int) -> float:
     return student_t(num_chains - 1, 1e-4)
 
 
-def _warn(report: Report, means: measure.Means) -> None:
+def _warn(report: Report, moved: float) -> None:
     worst = int(jnp.argmin(report.acceptance))
     if float(report.acceptance[worst]) < _LEAST_ACCEPTANCE:
         warnings.warn(
@@ -311,9 +316,9 @@ def _warn(report: Report, means: measure.Means) -> None:
             UserWarning,
             stacklevel=5,
         )
-    if abs(float(drift(means))) > _largest_drift(len(means.rises)):
+    if abs(moved) > _largest_drift(len(report.log_z.log_weights)):
         warnings.warn(
-            f"tempering: log Z moved by {float(drift(means)):.2g} standard errors between the two "
+            f"tempering: log Z moved by {moved:.2g} standard errors between the two "
             "halves of the run: the ladders are not yet at equilibrium; take more num_steps",
             UserWarning,
             stacklevel=5,
