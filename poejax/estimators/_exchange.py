@@ -13,6 +13,7 @@ from poejax import _meshes, _random, chains
 from poejax._bases import Base
 from poejax._paths import log_change, path_of
 from poejax._product import Product
+from poejax._weights import effective_size
 from poejax.chains import ModelKernel
 from poejax.estimators._common import advance
 from poejax.kernels._binding import bound_to
@@ -175,8 +176,7 @@ def reach(heights: Any, beta: Array) -> Array:
 
     def is_near(other: Array) -> Array:
         u = heights(other)
-        log_ess = 2 * jax.nn.logsumexp(u) - jax.nn.logsumexp(2 * u)
-        return log_ess >= jnp.log(_MIN_ESS * u.size)
+        return effective_size(u) >= _MIN_ESS * u.size
 
     def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket

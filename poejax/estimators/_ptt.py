@@ -306,5 +306,6 @@ def _log_z(rule: ParallelTrajectoryTempering, params: Params, state: PTTState) -
     std_err = jnp.sqrt(state.checkpoint.variance + found.std_err**2)
     log_weights = state.checkpoint.log_z + up
     seen = weights.summarize(log_weights)
-    low, high = log_z - 1.96 * std_err, log_z + 1.96 * std_err
-    return LogZ(log_z, std_err, seen.ess, low, high, log_weights, seen.pareto_k)
+    wide = weights.NORMAL_95 * std_err
+    ends = log_z - wide, log_z + wide
+    return LogZ(log_z, std_err, seen.ess, *ends, log_weights, seen.pareto_k)
