@@ -13,7 +13,6 @@ from poejax._bases import Base
 from poejax._product import Product, product, split_coordinates
 from poejax._weights import LogZ
 from poejax.chains import ModelKernel
-from poejax.experts import Expert
 from poejax.types import Array, Event, Params
 
 RESOLUTION = 0.1
@@ -60,26 +59,10 @@ def log_z_at_start(path: Product, params: Params, base: Base, x: Event) -> Array
     return base.log_z + left_at_start - left_at_end
 
 
-def log_change(model: Expert, old: Params, new: Params, x: Event) -> Array:
-    """Return Σ_k [log f_k(x | new) - log f_k(x | old)], [], for parameters without coordinates.
-
-    Differences before sums, as factors are large and their increments small; and a sum for each
-    expert, which XLA fuses, where it would write out the factors of all.
-    """
-    changes = []
-    for name, expert in model.parts:
-        if expert.parts:
-            changes.append(log_change(expert, old[name], new[name], x))
-        else:
-            there, here = (expert.log_factors(own[name], x) for own in (new, old))
-            changes.append(jnp.sum(there - here))
-    return jnp.sum(jnp.stack(changes))
-
-
 def log_density_change(model: Product, old: Params, new: Params, x: Event) -> Array:
-    """Return the same, [], for parameters that may hold coordinates, alike in both."""
+    """Return log p*(x | new) - log p*(x | old), [], coordinates, if any, alike in both."""
     old, y = model.standardize(old, x)
-    return log_change(model, old, split_coordinates(new)[0], y)
+    return model.log_change(old, split_coordinates(new)[0], y)
 
 
 def check_path(

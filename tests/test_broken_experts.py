@@ -85,6 +85,12 @@ class TemperIsNoIdentity(HiddenBank):
         return super().temper(params, beta * (1.5 - 0.5 * beta) * 1.1)
 
 
+class ChangeForgetsTheBias(HiddenBank):
+    def log_change(self, old, new, x):
+        none = jnp.zeros_like(old["b"])
+        return super().log_change(old | {"b": none}, new | {"b": none}, x)
+
+
 class DiffersWhenTraced(HiddenBank):
     def latent_mean(self, params, x):
         mean = super().latent_mean(params, x)
@@ -118,6 +124,7 @@ MUTANTS = [
     (StoppedGradient, BINARY, "gradient", 1.0),
     (TemperDoesNothing, BINARY, "temper", 1.0),
     (TemperIsNoIdentity, BINARY, "temper", 1.0),
+    (ChangeForgetsTheBias, BINARY, "temper", 0.37),
     (DiffersWhenTraced, BINARY, "jit", 1.0),
     (LooksAtValues, BINARY, "jit", None),
     (HashedByIdentity, BINARY, "retrace", None),

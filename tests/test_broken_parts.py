@@ -30,6 +30,11 @@ class PartitionOfHalfTheField(units.Bernoulli):
         return super().log_partitions(0.5 * field)
 
 
+class ChangeOfHalfTheField(units.Bernoulli):
+    def log_partition_change(self, old, new):
+        return super().log_partition_change(0.5 * old, 0.5 * new)
+
+
 class MeanAtTwiceTheField(units.Bernoulli):
     def mean(self, field):
         return super().mean(2 * field)
@@ -125,6 +130,7 @@ class HashedByIdentity(units.Bernoulli):
 BROKEN_UNITS = [
     (PartitionOff(3), "partition"),
     (PartitionOfHalfTheField(3), "mean"),
+    (ChangeOfHalfTheField(3), "partition"),
     (MeanAtTwiceTheField(3), "mean"),
     (SamplerAtTwiceTheField(3), "sample"),
     (SamplesTogether(3), "sample"),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from poejax import _meshes, _random, chains
 from poejax._bases import Base
-from poejax._paths import log_change, path_of
+from poejax._paths import path_of
 from poejax._product import Product
 from poejax._weights import effective_size
 from poejax.chains import ModelKernel
@@ -78,7 +78,7 @@ class Exchange:
 
     def heights(self, near: Params, far: Params, x: Event) -> Array:
         """Return u at a batch of events [N, ...], [N]."""
-        return jax.vmap(functools.partial(log_change, self.path, near, far))(x)
+        return jax.vmap(functools.partial(self.path.log_change, near, far))(x)
 
     def jump(
         self, rng_key: Array, near: Params, far: Params, population: Population

@@ -16,7 +16,6 @@ from poejax._numerics import add
 from poejax._paths import (
     check_betas,
     check_path,
-    log_change,
     log_z_at_start,
     path_of,
     path_params,
@@ -257,7 +256,7 @@ def _ais_steps(
     def body(index: Array, state: AISState) -> AISState:
         old = path_params(path, params, base, beta_at(index))
         new = path_params(path, params, base, beta_at(index + 1))
-        increments = jax.vmap(lambda x: log_change(path, old, new, x))(state.chains.x)
+        increments = jax.vmap(lambda x: path.log_change(old, new, x))(state.chains.x)
         step_key = _random.fold_in(state.rng_key, index)
         states, _ = chains.step_all(step_key, kernel, new, state.chains)
         log_weights, rest = add(

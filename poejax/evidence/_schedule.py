@@ -14,7 +14,6 @@ from poejax._numerics import at_least_float32
 from poejax._paths import (
     check_path,
     linear_betas,
-    log_change,
     path_of,
     path_params,
 )
@@ -118,7 +117,7 @@ def _lengths(
 
         def sweep(carry: tuple[Any, Array], number: Array) -> tuple[tuple[Any, Array], None]:
             states, total = carry
-            change = jax.vmap(lambda x: log_change(path, old, new, x))(states.x)
+            change = jax.vmap(lambda x: path.log_change(old, new, x))(states.x)
             key = _random.fold_in(step_key, number)
             states, _ = chains.step_all(key, kernel, old, states)
             return (states, total + at_least_float32(change)), None

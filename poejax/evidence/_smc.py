@@ -18,7 +18,6 @@ from poejax._numerics import at_least_float32
 from poejax._paths import (
     check_betas,
     check_path,
-    log_change,
     log_z_at_start,
     path_of,
     path_params,
@@ -158,7 +157,7 @@ def _smc(
         states, log_z, log_w = carry
         old = path_params(path, params, base, betas[index])
         new = path_params(path, params, base, betas[index + 1])
-        change = jax.vmap(lambda x: log_change(path, old, new, x))(states.x)
+        change = jax.vmap(lambda x: path.log_change(old, new, x))(states.x)
         log_w = log_w + at_least_float32(change).reshape(num_groups, size).astype(log_w.dtype)
         keys = chains.chain_keys(_random.fold_in(choice_key, index), num_groups)
         chosen = jax.vmap(weights.systematic)(keys, log_w)

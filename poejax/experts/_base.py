@@ -23,13 +23,8 @@ from poejax.units import Unit
 _CORE = {"log_factors", "log_joint", "latent_log_weight", "visible_field", "latent_field"}
 _BESIDE = {"init", "fit", "carries_base_rate"}  # do not touch what the factors are
 _FORMS = {"bank", "has_free_field", "parts", "tails"}
-_SHORT_CUTS = {
-    "log_ratios",
-    "is_gaussian",
-    "num_coordinate_terms",
-    "has_gaussian_latents",
-    "is_student_t",
-}
+_SHORT_CUTS = {"log_change", "log_ratios", "is_gaussian", "num_coordinate_terms"}
+_SHORT_CUTS |= {"has_gaussian_latents", "is_student_t"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +155,13 @@ class Expert(abc.ABC):
     @abc.abstractmethod
     def log_factors(self, params: Params, x: Event) -> Array:
         """Return each factor's own vote log f_k(x), [K]."""
+
+    def log_change(self, old: Params, new: Params, x: Event) -> Array:
+        """Return Σ_k [log f_k(x | new) - log f_k(x | old)], [], without coordinates.
+
+        Differences before sums, as factors are large and their changes small.
+        """
+        return jnp.sum(self.log_factors(new, x) - self.log_factors(old, x))
 
     def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
         """Return Σ_k log f_k(x') - Σ_k log f_k(x) for events x' that differ from x at one site.

@@ -103,6 +103,12 @@ class HiddenBank(Expert):
     def log_factors(self, params: Params, x: Event) -> Array:
         return self.hidden.log_partitions(self.latent_field(params, x))
 
+    def log_change(self, old: Params, new: Params, x: Event) -> Array:
+        if "present" in old or "present" in new:
+            return super().log_change(old, new, x)
+        fields = self.latent_field(old, x), self.latent_field(new, x)
+        return self.hidden.log_partition_change(*fields)
+
     def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
         pre = self._pre_activation(params, x)
         here = self.hidden.log_partitions(self._field(params, pre))

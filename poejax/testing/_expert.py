@@ -48,7 +48,8 @@ def check_expert(
     "mean":     latent_mean is the mean of that distribution
     "gradient": ∂ Σ_k log_factors(x)_k = E[∂ log_joint(x, z) | x], for derivatives by the params
     "jit", "vmap": compiled = eager, and batched = one by one, to rounding
-    "temper":   temper(params, 1) changes no factor; under temper(params, 0) none depends on x
+    "temper":   temper(params, 1) changes no factor; under temper(params, 0) none depends on x;
+                log_change between two temperatures is the change of Σ_k log_factors(x)_k
     "retrace":  a deep copy of the expert is equal, hashes equal and compiles nothing new
 
     Up to 1024 latent configurations are summed over. Continuous latents of one or two numbers are
@@ -148,6 +149,8 @@ def _check_at(laws: Laws, at: float, params: Params, keys: Array, x: Event) -> l
         checked += ["integral"]
     laws.sampled("gradient", "∂ Σ log_factors", found["score"], found["gradient"], found["std_err"])
     at_0, at_1 = found["factors_at_0"], found["factors_at_1"]
+    change = factors[:, 0].sum(-1) - found["factors"].sum(-1)
+    laws.equal("temper", "log_change", change, found["change"], slack)
     laws.equal("temper", "log_factors under temper(params, 1)", found["factors"], at_1)
     laws.equal("temper", "log_factors under temper(params, 0)", at_0[:1] + 0 * at_0, at_0)
     return checked
@@ -202,6 +205,7 @@ def _evaluate(expert: Expert, params: Params, beta: Array, keys: Array, x: Event
             "said": said,
             "factors": expert.log_factors(params, x),
             "factors_at_0": log_factors(params, 0 * beta, x),
+            "change": expert.log_change(params, expert.temper(params, beta), x),
             "factors_at_1": log_factors(params, jnp.ones_like(beta), x),
             "gradient": flat(jax.grad(lambda p: jnp.sum(log_factors(p, beta, x)))(params)),
         }

@@ -46,7 +46,8 @@ def check_unit(
                  `linear_part`, and to the field
     "combine":   <combine(fields), t(x)> adds, <scale(field, β), t(x)> = β <field, t(x)>, and
                  combine(()) is zero
-    "partition": A = log ∫ h(x) exp<field, t(x)> dx, and the sum of `log_partitions`
+    "partition": A = log ∫ h(x) exp<field, t(x)> dx, and the sum of `log_partitions`, whose
+                 difference between two fields is `log_partition_change`
     "mean":      linear_statistic(mean(field)) is the gradient of A by a linear field
     "sample":    draws have that density where it can be summed, and else the mean and variances
                  that A's derivatives give
@@ -135,6 +136,8 @@ def _said(unit: Unit, params: Params, other: Params, v: Array, key: Array) -> di
         "log_base": unit.log_base(x),
         "log_partition": unit.log_partition(field),
         "log_partitions": unit.log_partitions(field),
+        "change": unit.log_partition_change(field, second),
+        "change_by_hand": jnp.sum(unit.log_partitions(second) - unit.log_partitions(field)),
         "part": unit.linear_part(params),
         "part_shifted": unit.linear_part(shifted),
         "inner": unit.inner(field, x),
@@ -252,6 +255,7 @@ def _check_density(laws: Laws, found: Any, params: PyTree) -> list[str]:
     unit, (num_fields, n) = laws.subject, found["inner"].shape
     log_z, mean = found["log_partition"][:, 0], found["mean_statistic"][:, 0].astype(float)
     laws.equal("partition", "Σ log_partitions", log_z, found["log_partitions"][:, 0].sum(-1))
+    laws.equal("partition", "log_partition_change", found["change_by_hand"], found["change"])
     laws.equal("mean", "mean, as the gradient of A", found["gradient"], mean)
     t = found["statistic"].astype(float)
     laws.sampled("sample", "mean of draws", mean, t.mean(axis=1), t.std(axis=1) / n**0.5)

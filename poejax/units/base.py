@@ -20,8 +20,8 @@ from poejax.types import Array, Event, Field, Params, PyTree
 __all__ = ["Unit", "as_float"]
 
 _DENSITY = {"log_base", "inner", "field", "linear_field", "linear_statistic", "log_partitions"}
-_IN_OTHER_WORDS = {"bank_tails", "decay_rows", "is_standard_gaussian", "reach"}
-_IN_OTHER_WORDS |= {"normal_field", "value_field"}
+_IN_OTHER_WORDS = {"bank_tails", "decay_rows", "is_standard_gaussian", "reach", "normal_field"}
+_IN_OTHER_WORDS |= {"value_field", "log_partition_change"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +284,10 @@ class Unit(abc.ABC):
         """Return A(field) = log ∫ h(x) exp<field, t(x)> dx."""
         return jnp.sum(self.log_partitions(field))
 
+    def log_partition_change(self, old: Field, new: Field) -> Array:
+        """Return A(new) - A(old), []: differences before the sum, as they are small."""
+        return jnp.sum(self.log_partitions(new) - self.log_partitions(old))
+
     @abc.abstractmethod
     def mean(self, field: Field) -> Event:
         """Return E[x | field], shaped as an event."""
@@ -320,8 +324,7 @@ class Unit(abc.ABC):
     def check(self, name: str, x: Event) -> None:
         """Raise ValueError unless the batch `x` [N, ...] holds finite events of this block.
 
-        `x` may have a shape and no values, under a trace: `units.check_batch` and
-        `units.require_values` take that as it is.
+        Under a trace it has no values: `units.check_batch` and `units.require_values` allow that.
         """
 
     def check_mask(self, name: str, mask: PyTree) -> None:
@@ -340,8 +343,7 @@ def _per_site(mask: Array, x: Array) -> Array:
 def _void(parent: type, defined: set[str]) -> set[str]:
     # A class without a partition function says these for whoever completes it.
     missing = getattr(parent, "__abstractmethods__", {"log_partitions"})
-    is_complete = "log_partitions" not in missing
-    return _IN_OTHER_WORDS if defined & _DENSITY and is_complete else set()
+    return _IN_OTHER_WORDS if defined & _DENSITY and "log_partitions" not in missing else set()
 
 
 def _without_values(unit: Unit) -> ValueError:

@@ -208,6 +208,10 @@ class Joint(Unit):
     def log_partitions(self, field: Field) -> Array:
         return jnp.concatenate([unit.log_partitions(field[name]) for name, unit in self.items])
 
+    def log_partition_change(self, old: Field, new: Field) -> Array:
+        changes = [unit.log_partition_change(old[name], new[name]) for name, unit in self.items]
+        return jnp.sum(jnp.stack(changes))
+
     def mean(self, field: Field) -> Event:
         return self._map(lambda unit, f: unit.mean(f), field)
 

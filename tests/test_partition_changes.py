@@ -1,0 +1,81 @@
+"""Changes of log partition functions and of factors, which annealing adds up by the thousand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import poejax as pj
+from poejax import experts, units
+from poejax._numerics import add
+
+RULES = {
+    units.Bernoulli: lambda f: np.logaddexp(0, f),
+    units.Spin: lambda f: np.logaddexp(f, -f),
+}
+
+
+def fields(scale, step, size):
+    """Return two fields about `step` of their size apart, in float32."""
+    rng = np.random.default_rng(0)
+    old = scale * rng.standard_normal(size)
+    new = old * (1 + step) + 0.1 * step * scale * rng.standard_normal(size)
+    return old.astype(np.float32), new.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("size", [1, 7, 8, 501])
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 1, 30, 1e4, 1e6])
+def test_a_change_is_that_in_float64(kind, size, scale):
+    for step in (1e-5, 1e-2, 1.0, -2.5):
+        old, new = fields(scale, step, size)
+        expected = np.sum(RULES[kind](new.astype(float)) - RULES[kind](old.astype(float)))
+        found = kind(size).log_partition_change(jnp.asarray(old), jnp.asarray(new))
+        # Each difference is rounded once relative to itself, each exponential relative to one.
+        rounding = np.abs(new.astype(float) - old).sum() + np.sqrt(size)
+        assert abs(float(found) - expected) < 4 * np.finfo(np.float32).eps * rounding
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_many_small_changes_add_up_to_the_large_one(kind):
+    _, end = fields(3.0, 1.0, 500)
+    betas = jnp.linspace(0, 1, 10_001)
+
+    def step(total, pair):
+        change = kind(500).log_partition_change(pair[0] * end, pair[1] * end)
+        return add(*total, change), None
+
+    (found, _), _ = jax.lax.scan(step, (jnp.zeros(()), jnp.zeros(())), (betas[:-1], betas[1:]))
+    expected = np.sum(RULES[kind](end.astype(float)) - RULES[kind](np.zeros(500)))
+    assert float(found) == pytest.approx(expected, abs=5e-3)
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_the_derivative_of_a_change_is_the_mean(kind):
+    new = jnp.array([0.0, 1e-3, -2.0, 40.0, -300.0])
+    unit = kind(5)
+    found = jax.grad(lambda f: unit.log_partition_change(jnp.ones(5), f))(new)
+    np.testing.assert_allclose(found, unit.mean(new), rtol=1e-6, atol=3e-7)
+
+
+def test_an_absent_bank_changes_nothing_and_shows_nothing():
+    visible = units.Bernoulli(4)
+    bank = experts.HiddenBank(visible, units.Bernoulli(3))
+    model = pj.product(visible, bias=experts.Bias(visible), hidden=bank)
+    params = model.init(jax.random.key(0))
+    params["hidden"]["w"] = jnp.full((4, 3), jnp.nan)
+    x = jnp.array([1.0, 0, 1, 1])
+    masked = model.mask(params, hidden=False)
+    half = model.temper(masked, 0.5)
+    change = jax.jit(model.log_change)(masked, half, x)
+    assert float(change) == pytest.approx(-0.5 * float(x @ params["bias"]["field"]))
+
+
+def test_a_mixed_block_changes_as_its_parts_do():
+    unit = units.Joint(bits=units.Bernoulli(9), spins=units.Spin(3), real=units.StandardGaussian(2))
+    old, new = (
+        unit.combine([unit.linear_field(jnp.linspace(-a, 2.0, unit.num_linear))])
+        for a in (1.0, 4.0)
+    )
+    expected = jnp.sum(unit.log_partitions(new) - unit.log_partitions(old))
+    assert float(unit.log_partition_change(old, new)) == pytest.approx(float(expected), abs=1e-5)
