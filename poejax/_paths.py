@@ -72,8 +72,8 @@ def check_path(
     kernel: ModelKernel | None,
     num_chains: int,
     stacklevel: int = 4,
-) -> None:
-    """Raise unless chains can be annealed from the base to the model; warn of light tails."""
+) -> bool:
+    """Raise unless chains can be annealed from base to model; warn of light tails, and say so."""
     if _checks.positive_int("num_chains", num_chains) < 2:
         raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
     _checks.model("model", model)
@@ -86,8 +86,16 @@ def check_path(
         raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
     propriety.require_proper(model, params)
     require_reach(model, params)
-    warn_if_base_is_light(model, params, base, stacklevel + 1)
     _checks.kernel_of("kernel", kernel, model)
+    if found := is_light(model, params, base):
+        warnings.warn(
+            "base: its Gaussian tails are lighter than the model's, which decays only as a power "
+            "in some direction: the weights have infinite variance and the error bar lies; take "
+            "evidence.student_t_base",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+    return found
 
 
 def is_light(model: Product, params: Params, base: Base) -> bool:
@@ -97,18 +105,6 @@ def is_light(model: Product, params: Params, base: Base) -> bool:
     if ours is None or theirs is None:
         return False
     return bool(propriety.sees(theirs.decay, propriety.uncovered(ours)).any())
-
-
-def warn_if_base_is_light(model: Product, params: Params, base: Base, stacklevel: int = 4) -> None:
-    """Warn where the weights are known to have infinite variance."""
-    if is_light(model, params, base):
-        warnings.warn(
-            "base: its Gaussian tails are lighter than the model's, which decays only as a power "
-            "in some direction: the weights have infinite variance and the error bar lies; take "
-            "evidence.student_t_base",
-            UserWarning,
-            stacklevel=stacklevel,
-        )
 
 
 def require_reach(model: Product, params: Params) -> None:

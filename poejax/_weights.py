@@ -30,7 +30,8 @@ class LogZ(NamedTuple):
     ci_low, ci_high: 95 % confidence interval, log_z ± 1.96 std_err.
     log_weights: [num_chains], of mean exp Z (`ais`) or 1/Z (`reverse_ais`).
     pareto_k: k̂ of the weights' tail: their variance is finite below ½, and the estimate usable
-      below 0.7; NaN of fewer than 25 chains.
+      below 0.7; NaN of fewer than 25 chains. Where the variance is known to be infinite, from tails
+      of the base that are too light, k̂ is at least ½ and the interval open, whatever was drawn.
 
     A few heavy weights make std_err meaningless: where ess is below 10 (half the chains, if these
     are fewer than 20) or k̂ above 0.7, the interval is open on the side that log_z tends to miss,
@@ -62,8 +63,10 @@ class WeightSummary(NamedTuple):
     is_degenerate: Array
 
 
-def summarize(log_weights: Array) -> WeightSummary:
+def summarize(log_weights: Array, is_heavy: Array | bool = False) -> WeightSummary:
     """Summarise log weights [n]; taken off their largest first, so that their size is no matter.
+
+    `is_heavy` [] says that their variance is known to be infinite, which draws need not show.
 
     Source: the effective sample size, Kong (1992); the tail, Vehtari et al., Pareto smoothed
     importance sampling.
@@ -79,8 +82,9 @@ def summarize(log_weights: Array) -> WeightSummary:
     # The shape of a tail knows no size: noise among equal weights looks as heavy as any. There k̂
     # counts if it tells an infinite variance from its own error, (1 + k) / sqrt(tail).
     is_sure = k - _ONE_SIDED * (1 + k) / math.sqrt(_tail_size(n) + _PRIOR) > 0.5
-    is_heavy = (k > _MAX_PARETO_K) & ((ess < _ALIKE * n) | is_sure)
-    is_degenerate = (ess < min(_MIN_ESS, n / 2)) | is_heavy
+    looks_heavy = (k > _MAX_PARETO_K) & ((ess < _ALIKE * n) | is_sure)
+    is_degenerate = (ess < min(_MIN_ESS, n / 2)) | looks_heavy | is_heavy
+    k = jnp.where(is_heavy, jnp.fmax(k, 0.5), k)
     return WeightSummary(top + jnp.log(mean), std_err, ess, k, is_degenerate)
 
 
@@ -125,15 +129,21 @@ def _tail_size(num_weights: int) -> int:
     return min(num_weights // 5, math.ceil(3 * math.sqrt(num_weights)))
 
 
-def estimate(log_weights: Array, direction: Array | int, quantile: float = NORMAL_95) -> LogZ:
+def estimate(
+    log_weights: Array,
+    direction: Array | int,
+    quantile: float = NORMAL_95,
+    is_heavy: Array | bool = False,
+) -> LogZ:
     """Return the estimate of log Z by weights of mean Z (direction 1) or 1/Z (-1).
 
     Args:
       log_weights: [n].
       direction: 1 or -1, [].
       quantile: standard errors from the estimate to either end of a closed interval.
+      is_heavy: whether the weights are known to have infinite variance, [].
     """
-    found = summarize(log_weights)
+    found = summarize(log_weights, is_heavy)
     log_z = jnp.asarray(direction, log_weights.dtype) * found.log_mean
     closed, markov = quantile * found.std_err, -math.log(0.025)
     is_forward = jnp.asarray(direction) > 0

@@ -18,7 +18,7 @@ summarize = jax.jit(weights.summarize)
 OFFSETS = (0.0, 300.0, -1e4, 1e7, -1e7)
 
 
-def run_of(log_weights, direction=1):
+def run_of(log_weights, direction=1, is_heavy=False):
     """A finished run with these log weights."""
     log_weights = jnp.asarray(log_weights, jnp.float32)
     return evidence.AISState(
@@ -28,6 +28,7 @@ def run_of(log_weights, direction=1):
         log_weights=log_weights,
         rng_key=KEY,
         rest=jnp.zeros_like(log_weights),
+        is_heavy=jnp.asarray(is_heavy),
     )
 
 
@@ -191,6 +192,45 @@ def test_noise_among_weights_that_are_alike_opens_no_interval():
     assert float(found.ess) > 99
     assert float(found.pareto_k) > 0.7
     assert float(found.ci_high) < np.inf
+
+
+def test_an_infinite_variance_that_is_known_opens_the_interval_whatever_was_drawn():
+    log_w = 0.1 * np.random.default_rng(0).standard_normal(200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        closed = evidence.ais_result(run_of(log_w))
+    with pytest.warns(UserWarning, match="Pareto k of 0.5.*error bar means nothing"):
+        opened = evidence.ais_result(run_of(log_w, is_heavy=True))
+    assert float(closed.pareto_k) < 0.5 == float(opened.pareto_k)
+    assert float(closed.ci_high) < np.inf == float(opened.ci_high)
+    assert float(opened.log_z) == float(closed.log_z)
+    with pytest.warns(UserWarning, match="ESS of"):
+        few = evidence.ais_result(run_of(log_w[:20], is_heavy=True))
+    assert float(few.pareto_k) == 0.5
+
+
+@pytest.mark.slow
+def test_a_tail_of_infinite_variance_is_named_along_fine_ladders_too():
+    visible = units.Gaussian(1)
+    model = pj.product(visible, heavy=experts.StudentT(visible, 1))
+    one = jnp.ones((1, 1))
+    params = {"heavy": {"w": one, "log_scale": jnp.zeros(1), "log_exponent": jnp.zeros(1)}}
+    base = evidence.gaussian_base(model, jnp.linspace(-1.7, 1.7, 200)[:, None], scale=1.5)
+    betas = evidence.linear_betas(200)
+    with pytest.warns(UserWarning, match="error bar means nothing"):
+        found = evidence.ais(KEY, model, params, base, betas, 400)
+    with pytest.warns(UserWarning, match="error bar means nothing"):
+        _, groups = evidence.smc(KEY, model, params, base, betas, 400)
+    for side in (found, groups):
+        assert float(side.pareto_k) >= 0.5
+        assert float(side.ci_low) <= np.log(np.pi) < float(side.ci_high) == np.inf
+    heavy = evidence.student_t_base(model, params)
+    x = jax.vmap(heavy.sample)(jax.random.split(KEY, 400))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert float(evidence.ais(KEY, model, params, heavy, betas, 400).ci_high) < np.inf
+        back = evidence.ais_init(KEY, model, params, heavy, betas, 400, x)
+    assert not bool(back.is_heavy)
 
 
 @pytest.mark.slow

@@ -136,14 +136,12 @@ def place(tree: T, mesh: Mesh | None) -> T:
 
     def put(path: Any, node: Any) -> Any:
         if isinstance(node, AISState):
-            step, direction, of_chains, log_weights, rng_key, rest = node
+            rows = ("chains", "log_weights", "rest")
             return AISState(
-                _put(step, whole),
-                _put(direction, whole),
-                jax.tree.map(put_rows, of_chains),
-                put_rows(log_weights),
-                _put(rng_key, whole),
-                put_rows(rest),
+                **{
+                    name: jax.tree.map(put_rows, leaf) if name in rows else _put(leaf, whole)
+                    for name, leaf in node._asdict().items()
+                }
             )
         if isinstance(node, ChainState):
             return jax.tree.map(put_rows, node)

@@ -33,6 +33,7 @@ class AISState(NamedTuple):
 
     direction: 1 from base to model, -1 from model to base.
     rest: what is below the last digit of the log weights, sums of many small terms.
+    is_heavy: whether the weights will have infinite variance, as the base's tails are too light.
     """
 
     step: Array
@@ -41,6 +42,7 @@ class AISState(NamedTuple):
     log_weights: Array
     rng_key: Array
     rest: Array
+    is_heavy: Array
 
 
 def ais(
@@ -147,7 +149,7 @@ def ais_init(
 ) -> AISState:
     """Draw the chains from the base, or take model samples to go back from; see `ais`."""
     _checks.rng_key("rng_key", rng_key)
-    check_path(model, params, base, kernel, num_chains)
+    is_light = check_path(model, params, base, kernel, num_chains)
     check_betas(betas)
     if reverse_from is not None:
         reverse_from = _border.events("reverse_from", model.visible, reverse_from)
@@ -157,7 +159,8 @@ def ais_init(
     if reverse_from is not None:
         reverse_from = model.visible.standardize_rows(coordinates, reverse_from)
     kernel_of_path = bound_to(path_of(model, base), kernel)
-    return _ais_init(rng_key, model, params, base, num_chains, reverse_from, kernel_of_path)
+    state = _ais_init(rng_key, model, params, base, num_chains, reverse_from, kernel_of_path)
+    return state._replace(is_heavy=jnp.asarray(is_light and reverse_from is None))
 
 
 def ais_steps(
@@ -200,7 +203,7 @@ def estimate_of(state: AISState) -> LogZ:
     log_w = state.log_weights
     what = "chains of a normalisable model with finite parameters: "
     _checks.finite(f"ais: {what}", (state.chains, log_w))
-    result = weights.estimate(log_w, state.direction)
+    result = weights.estimate(log_w, state.direction, is_heavy=state.is_heavy)
     if _checks.is_concrete(result):
         require_resolution("ais", result)
     return result
@@ -234,6 +237,7 @@ def _ais_init(
         log_weights=jnp.full(num_chains, direction * log_z_0),
         rng_key=run_key,
         rest=jnp.zeros(num_chains, log_z_0.dtype),
+        is_heavy=jnp.zeros((), bool),
     )
 
 

@@ -92,7 +92,7 @@ def smc(
         raise ValueError(
             f"num_chains: expected a multiple of num_groups = {num_groups}, got {num_chains}"
         )
-    check_path(model, params, base, kernel, num_chains, stacklevel=3)
+    is_light = check_path(model, params, base, kernel, num_chains, stacklevel=3)
     run_key, pilot_key = _random.split(rng_key)
     if isinstance(betas, int | np.integer):
         with warnings.catch_warnings():  # said above
@@ -116,7 +116,7 @@ def smc(
         kernel=path_kernel,
     )
     _checks.finite("smc: chains of a normalisable model with finite parameters: ", (x, log_w))
-    found = weights.estimate(log_w, 1, weights.student_t(num_groups - 1, 0.05))
+    found = weights.estimate(log_w, 1, weights.student_t(num_groups - 1, 0.05), is_light)
     if _checks.is_concrete(found):
         require_resolution("smc", found)
         if bool(weights.is_open(found)):
