@@ -1,0 +1,5 @@
+"""The command line."""
+
+from experiments.capacity import main
+
+raise SystemExit(main())
