@@ -119,13 +119,17 @@ class Product(Expert):
             volume = self.visible.log_volume(split_coordinates(params)[1])
             params, x = self.standardize(params, x)
             return self.log_density(params, x) - volume
-        return self.visible.log_base(x) + jnp.sum(self.log_factors(params, x))
+        return self.visible.log_base(x) + self.log_product(params, x)
 
     def log_factors(self, params: Params, x: Event) -> Array:
         """Return all experts' votes in the order given, [K]."""
         params, x = self.standardize(params, x)
         votes = [e.log_factors(params[name], x) for name, e in self.items]
         return jnp.concatenate(votes)
+
+    def log_product(self, params: Params, x: Event) -> Array:
+        params, x = self.standardize(params, x)
+        return jnp.sum(jnp.stack([e.log_product(params[name], x) for name, e in self.items]))
 
     def log_change(self, old: Params, new: Params, x: Event) -> Array:
         # A sum for each expert, which XLA fuses, where it would write out the factors of all.

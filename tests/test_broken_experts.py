@@ -85,6 +85,11 @@ class TemperIsNoIdentity(HiddenBank):
         return super().temper(params, beta * (1.5 - 0.5 * beta) * 1.1)
 
 
+class ProductForgetsAFactor(HiddenBank):
+    def log_product(self, params, x):
+        return jnp.sum(super().log_factors(params, x)[1:])
+
+
 class ChangeForgetsTheBias(HiddenBank):
     def log_change(self, old, new, x):
         none = jnp.zeros_like(old["b"])
@@ -124,6 +129,7 @@ MUTANTS = [
     (StoppedGradient, BINARY, "gradient", 1.0),
     (TemperDoesNothing, BINARY, "temper", 1.0),
     (TemperIsNoIdentity, BINARY, "temper", 1.0),
+    (ProductForgetsAFactor, BINARY, "integral", 1.0),
     (ChangeForgetsTheBias, BINARY, "temper", 0.37),
     (DiffersWhenTraced, BINARY, "jit", 1.0),
     (LooksAtValues, BINARY, "jit", None),

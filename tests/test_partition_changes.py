@@ -1,4 +1,4 @@
-"""Changes of log partition functions and of factors, which annealing adds up by the thousand."""
+"""Log partition functions, and their changes, which annealing adds up by the thousand."""
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,42 @@ def test_a_change_is_that_in_float64(kind, size, scale):
         # Each difference is rounded once relative to itself, each exponential relative to one.
         rounding = np.abs(new.astype(float) - old).sum() + np.sqrt(size)
         assert abs(float(found) - expected) < 4 * np.finfo(np.float32).eps * rounding
+
+
+@pytest.mark.parametrize("kind", RULES)
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 1, 30, 1e4, 1e6])
+def test_a_partition_function_is_that_in_float64(kind, scale):
+    for size in (1, 7, 8, 501):
+        field, _ = fields(scale, 0.0, size)
+        each = RULES[kind](field.astype(float))
+        found = kind(size).log_partition(jnp.asarray(field))
+        assert float(found) == pytest.approx(each.sum(), rel=1e-6)
+        slope = jax.grad(kind(size).log_partition)(jnp.asarray(field))
+        np.testing.assert_allclose(slope, kind(size).mean(jnp.asarray(field)), rtol=1e-5, atol=1e-7)
+    # The tail of a unit that is nearly off keeps its digits, and infinite fields are no NaN.
+    off = np.full(9, -20.0 if kind is units.Bernoulli else 0.0, np.float32)
+    found = kind(9).log_partition(jnp.asarray(off))
+    assert float(found) == pytest.approx(RULES[kind](off.astype(float)).sum(), rel=1e-6)
+    ends = jnp.array([-jnp.inf, 0.0, 1.0])
+    assert np.isfinite(float(kind(3).log_partition(ends))) == (kind is units.Bernoulli)
+    assert float(kind(3).log_partition(-ends)) == np.inf
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("kind", RULES)
+def test_half_precision_rounds_a_partition_function_once(kind, dtype):
+    field = jnp.linspace(-3, 3, 200).astype(dtype)
+    found = kind(200).log_partition(field)
+    each = RULES[kind](np.asarray(field, float))
+    assert found.dtype == dtype
+    assert float(found) == pytest.approx(each.sum(), rel=2 * float(jnp.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_curvature_at_field_zero(kind):
+    found = jax.hessian(kind(3).log_partition)(jnp.zeros(3))
+    variance = 0.25 if kind is units.Bernoulli else 1.0
+    np.testing.assert_allclose(found, variance * np.eye(3), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", RULES)

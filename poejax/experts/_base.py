@@ -23,7 +23,7 @@ from poejax.units import Unit
 _CORE = {"log_factors", "log_joint", "latent_log_weight", "visible_field", "latent_field"}
 _BESIDE = {"init", "fit", "carries_base_rate"}  # do not touch what the factors are
 _FORMS = {"bank", "has_free_field", "parts", "tails"}
-_SHORT_CUTS = {"log_change", "log_ratios", "is_gaussian", "num_coordinate_terms"}
+_SHORT_CUTS = {"log_product", "log_change", "log_ratios", "is_gaussian", "num_coordinate_terms"}
 _SHORT_CUTS |= {"has_gaussian_latents", "is_student_t"}
 
 
@@ -156,11 +156,13 @@ class Expert(abc.ABC):
     def log_factors(self, params: Params, x: Event) -> Array:
         """Return each factor's own vote log f_k(x), [K]."""
 
-    def log_change(self, old: Params, new: Params, x: Event) -> Array:
-        """Return Σ_k [log f_k(x | new) - log f_k(x | old)], [], without coordinates.
+    def log_product(self, params: Params, x: Event) -> Array:
+        """Return Σ_k log f_k(x), []."""
+        return jnp.sum(self.log_factors(params, x))
 
-        Differences before sums, as factors are large and their changes small.
-        """
+    def log_change(self, old: Params, new: Params, x: Event) -> Array:
+        """Return Σ_k [log f_k(x | new) - log f_k(x | old)], [], of params without coordinates."""
+        # Differences before sums, as factors are large and their changes small.
         return jnp.sum(self.log_factors(new, x) - self.log_factors(old, x))
 
     def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
@@ -270,6 +272,7 @@ def _no_decay(expert: Expert, found: StudentTTerms, arguments: Mapping[str, Any]
 
 _ABSENT: dict[str, _presence.Absent] = {
     "log_factors": _presence.zeros,
+    "log_product": _presence.zeros,
     "log_ratios": _presence.zeros,
     "log_joint": _absent_weight,
     "latent_log_weight": _absent_weight,

@@ -103,6 +103,9 @@ class HiddenBank(Expert):
     def log_factors(self, params: Params, x: Event) -> Array:
         return self.hidden.log_partitions(self.latent_field(params, x))
 
+    def log_product(self, params: Params, x: Event) -> Array:
+        return self.hidden.log_partition(self.latent_field(params, x))
+
     def log_change(self, old: Params, new: Params, x: Event) -> Array:
         if "present" in old or "present" in new:
             return super().log_change(old, new, x)

@@ -143,10 +143,7 @@ class Mixture(Expert):
 
     def _log_joints(self, params: Params, x: Event) -> Array:
         """Return beta log π_m + log f_m(x), [M]."""
-        votes = [
-            jnp.sum(expert.log_factors(self._member(params, name), x))
-            for name, expert in self.items
-        ]
+        votes = [expert.log_product(self._member(params, name), x) for name, expert in self.items]
         return get_beta(params) * self._log_weights(params) + jnp.stack(votes)
 
     def _log_weights(self, params: Params) -> Array:

@@ -44,7 +44,7 @@ def class_log_probs(model: Product, params: Params, x: Event, label: str = "labe
 
     def score(expert: Expert, params: Params) -> Array:
         def votes(y: Array) -> Array:
-            return jnp.sum(expert.log_factors(params, blank | {label: y}))
+            return expert.log_product(params, blank | {label: y})
 
         bank = expert.bank
         if bank is None:

@@ -41,7 +41,8 @@ def check_expert(
 
     For random events x, x', at every inverse temperature:
 
-    "integral": ∫ exp log_joint(x, z) dz = exp Σ_k log_factors(x)_k, with num_factors terms
+    "integral": ∫ exp log_joint(x, z) dz = exp Σ_k log_factors(x)_k, with num_factors terms, whose
+                sum is log_product(x)
     "field":    log_joint(x, z) - log_joint(x', z) = <visible_field(z), t(x) - t(x')>, and
                 log_joint(x, z) = <visible_field(z), t(x)> + latent_log_weight(z)
     "sample":   sample_latent draws from exp(log_joint(x, z) - Σ_k log_factors(x)_k)
@@ -118,6 +119,7 @@ def _check_at(laws: Laws, at: float, params: Params, keys: Array, x: Event) -> l
     factors, draws, mean = (said[k] for k in ("log_factors", "sample_latent", "latent_mean"))
     slack = laws.tolerance * np.max(np.abs(said["log_joint"]))
     laws.equal("integral", "number of factors", expert.num_factors, factors.shape[-1])
+    laws.equal("integral", "log_product", factors.sum(-1), said["log_product"][..., 0], slack)
     checked, n = ["gradient", "jit", "vmap", "temper"], keys.shape[1]
     if not expert.is_opaque:
         what = "log_joint(x', z) - log_joint(x, z)"
@@ -163,6 +165,7 @@ def _say(expert: Expert, params: Params, beta: Array, key: Array, x: Event) -> d
     said = {
         "sample_latent": z,
         "log_factors": expert.log_factors(params, x),
+        "log_product": expert.log_product(params, x),
         "latent_mean": expert.latent_mean(params, x),
         "log_joint": expert.log_joint(params, x, z),
     }

@@ -21,7 +21,7 @@ __all__ = ["Unit", "as_float"]
 
 _DENSITY = {"log_base", "inner", "field", "linear_field", "linear_statistic", "log_partitions"}
 _IN_OTHER_WORDS = {"bank_tails", "decay_rows", "is_standard_gaussian", "reach", "normal_field"}
-_IN_OTHER_WORDS |= {"value_field", "log_partition_change"}
+_IN_OTHER_WORDS |= {"value_field", "log_partition", "log_partition_change"}
 
 
 @dataclasses.dataclass(frozen=True)

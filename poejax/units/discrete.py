@@ -42,17 +42,33 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     return _softplus(field), jax.nn.sigmoid(field) * tangent
 
 
+@jax.custom_jvp
+def _sum_of_softplus(field: Array) -> Array:
+    wide = at_least_float32(field)
+    tails = _sum_of_log1p(jnp.exp(-jnp.abs(wide)))
+    return (jnp.sum(jnp.maximum(wide, 0)) + tails).astype(field.dtype)
+
+
+@_sum_of_softplus.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (field,), (tangent,) = primals, tangents
+    return _sum_of_softplus(field), jnp.sum(jax.nn.sigmoid(field) * tangent)
+
+
 def _size(field: Array) -> Array:
     return jnp.maximum(field, -field)  # whose derivative at zero is 0, where that of abs is 1
 
 
 def _log_growth(old: Array, new: Array) -> Array:
     """Return Σ log[(1 + exp(-new)) / (1 + exp(-old))], [], for arguments >= 0."""
-    # A logarithm for eight ratios multiplied, not for each: logarithms bind where chains anneal.
-    # Of a ratio 1 + r the excess r is kept, which a step between near temperatures leaves small.
     here = jnp.exp(-old)
-    excess = (jnp.exp(-new) - here) / (1 + here)
-    parts = jnp.split(jnp.pad(excess, (0, -len(excess) % 8)), 8)
+    return _sum_of_log1p((jnp.exp(-new) - here) / (1 + here))
+
+
+def _sum_of_log1p(r: Array) -> Array:
+    # A logarithm for the product of eight, as logarithms bind where densities are asked for. Of a
+    # factor 1 + r only r is kept, which a step between near temperatures leaves small.
+    parts = jnp.split(jnp.pad(r, (0, -len(r) % 8)), 8)
     return jnp.sum(jnp.log1p(functools.reduce(lambda r, s: r + s + r * s, parts)))
 
 
@@ -96,6 +112,9 @@ class Bernoulli(BinaryUnit):
     def log_partitions(self, field: Field) -> Array:
         return _softplus(field)
 
+    def log_partition(self, field: Field) -> Array:
+        return _sum_of_softplus(field)
+
     def log_partition_change(self, old: Field, new: Field) -> Array:
         linear = jnp.sum(jnp.maximum(new, 0) - jnp.maximum(old, 0))
         return linear + _log_growth(_size(old), _size(new))
@@ -133,6 +152,9 @@ class Spin(BinaryUnit):
 
     def log_partitions(self, field: Field) -> Array:
         return jnp.abs(field) + jnp.log1p(jnp.exp(-2 * jnp.abs(field)))
+
+    def log_partition(self, field: Field) -> Array:
+        return jnp.sum(jnp.abs(field)) + _sum_of_softplus(-2 * jnp.abs(field))
 
     def log_partition_change(self, old: Field, new: Field) -> Array:
         old, new = _size(old), _size(new)

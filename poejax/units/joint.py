@@ -208,6 +208,9 @@ class Joint(Unit):
     def log_partitions(self, field: Field) -> Array:
         return jnp.concatenate([unit.log_partitions(field[name]) for name, unit in self.items])
 
+    def log_partition(self, field: Field) -> Array:
+        return jnp.sum(jnp.stack([unit.log_partition(field[name]) for name, unit in self.items]))
+
     def log_partition_change(self, old: Field, new: Field) -> Array:
         changes = [unit.log_partition_change(old[name], new[name]) for name, unit in self.items]
         return jnp.sum(jnp.stack(changes))
