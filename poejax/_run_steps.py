@@ -262,9 +262,10 @@ def join(params: Params, whole: Params) -> Params:
 
 
 def _norm(tree: PyTree) -> Array:
-    # By columns first: as one sum of all entries it takes a CPU twice as long.
-    squares = [jnp.atleast_2d(at_least_float32(leaf)) ** 2 for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.sum(s, axis=0)) for s in squares])))
+    # As products with ones: a CPU takes twenty times as long over sums of so many entries.
+    squares = [jnp.atleast_1d(at_least_float32(leaf)) ** 2 for leaf in jax.tree.leaves(tree)]
+    sums = [jnp.matmul(s, jnp.ones(s.shape[-1], s.dtype), precision="highest") for s in squares]
+    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(s) for s in sums])))
 
 
 def _are_finite(tree: PyTree) -> Array:

@@ -1,8 +1,9 @@
-"""The study of hidden units and epochs, run small."""
+"""The study of hidden units and epochs, run small, and tables over seeds."""
 
 import pytest
 
 from experiments import capacity
+from experiments.mnist_rbm import seeds
 
 
 @pytest.mark.slow
@@ -23,3 +24,40 @@ def test_sizes_are_checked():
         capacity.Config(num_hidden=())
     with pytest.raises(ValueError, match="num_epochs: expected at least 1, got 0"):
         capacity.Config(num_epochs=(0, 5))
+
+
+def run_of(seed, **config):
+    sides = {
+        f"{side}test_{name}": value
+        for side in ("", "reverse_")
+        for name, value in (("log_likelihood", -80.0 - seed), ("interval", [-81.0, -79.0]))
+    }
+    return sides | {
+        "seed": seed,
+        "ais_ess": 50.0,
+        "reverse_ais_ess": 60.0,
+        "ais_steps": 10,
+        "ais_chains": 100,
+        "train_log_likelihood": -79.0,
+        "training_seconds": 12.0,
+        "seconds": 15.0,
+        "binarization": "stochastic",
+        "machine": "a machine",
+        "date": "2026-11-28",
+        "config": {"num_hidden": 5, "num_epochs": 2, "seed": seed} | config,
+    }
+
+
+def test_runs_of_several_seeds_make_one_table():
+    results = seeds.gathered([run_of(seed) for seed in range(3)])
+    *rows, last = results["tables"][0]["rows"]
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    assert last[1] == last[2] == "-81.00 ± 1.00"
+    assert results["config"]["seeds"] == [0, 1, 2]
+    for found, words in (
+        ([run_of(0)], "at least two runs, got 1"),
+        ([run_of(0), run_of(0)], r"different seeds, got \[0, 0\]"),
+        ([run_of(0), run_of(1, num_hidden=6)], r"others in \['num_hidden'\]"),
+    ):
+        with pytest.raises(ValueError, match=f"workdirs: .*{words}"):
+            seeds.gathered(found)

@@ -84,10 +84,12 @@ def make_model(visible: pj.units.Unit, num_hidden: int) -> pj.Product:
 def make_estimator(
     model: pj.Product, rule: str, num_chains: int, num_gibbs_steps: int, centered: bool
 ) -> Estimator:
-    """Build the learning rule "pcd" or "cd", centred or not; "cd" has no chains to count."""
+    """Build the learning rule "pcd", "ptt" or "cd", centred or not; "cd" has no chains to count."""
     estimator: Any
     if rule == "pcd":
         estimator = pj.estimators.pcd(model, num_chains, num_steps=num_gibbs_steps)
+    elif rule == "ptt":
+        estimator = pj.estimators.ptt(model, num_chains, num_steps=num_gibbs_steps)
     else:
         estimator = pj.estimators.cd(model, num_steps=num_gibbs_steps)
     return pj.estimators.centered(estimator) if centered else estimator

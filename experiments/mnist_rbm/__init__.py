@@ -44,10 +44,11 @@ class Config(runs.DigitOptions):
     binarization: Literal["stochastic", "threshold"] = "stochastic"
     """stochastic: pixel intensity is the probability, redrawn for every batch; fixed for tests."""
     num_hidden: int = 200  # Number of hidden units, that is of experts.
-    estimator: Literal["pcd", "cd"] = "pcd"
-    """Persistent contrastive divergence or contrastive divergence."""
+    estimator: Literal["pcd", "ptt", "cd"] = "pcd"
+    """Persistent contrastive divergence; parallel trajectory tempering, whose chains jump between
+    modes and whose log-likelihood is live; or contrastive divergence."""
     centered: bool = True  # Centre the gradient.
-    num_chains: int = 500  # Persistent chains (pcd only).
+    num_chains: int = 500  # Persistent chains (pcd and ptt).
     num_gibbs_steps: int = 1  # Gibbs sweeps per update, the k of CD-k and PCD-k.
     num_epochs: int = 100
     """Passes over the training set. A run that is resumed with more of them goes on training, at
@@ -147,7 +148,7 @@ def build(config: Config) -> Problem:
     )
     mesh = devices.make_mesh(config.data_devices, config.model_devices)
     shared = {"batch_size": config.batch_size, "ais_chains": config.ais_chains}
-    shared |= {"num_chains": config.num_chains} if config.estimator == "pcd" else {}
+    shared |= {"num_chains": config.num_chains} if config.estimator != "cd" else {}
     devices.require_shares(mesh, shared, {"num_hidden": config.num_hidden})
     steps_per_epoch = len(data.train) // config.batch_size
     optimizer = rbm_recipe.optimizer_of_reals if data.coordinates else rbm_recipe.optimizer
@@ -158,6 +159,7 @@ def build(config: Config) -> Problem:
         preprocess=devices.spread(data.preprocess, mesh),
         average=True,
         average_decay=config.average_decay,
+        rollback=training.Rollback() if config.estimator == "ptt" else None,
     )
     return Problem(data, run, steps_per_epoch, mesh)
 

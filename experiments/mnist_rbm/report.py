@@ -33,7 +33,8 @@ _PANELS = {
     "score matching loss": ["train_score_matching", "validation_score_matching"],
     "free energy gap (nats)": ["free_energy_gap"],
     "squared error per pixel": ["reconstruction_error"],
-    "persistent chains": ["flip_rate", "chain_autocorrelation"],
+    "persistent chains": ["flip_rate", "chain_autocorrelation", "jump_acceptance"],
+    "log-likelihood of batches (nats)": ["batch_log_likelihood"],
     "examples per second": ["examples_per_second"],
 }
 
@@ -104,9 +105,16 @@ class ChainWatch:
         The autocorrelation is that of the chains then and now, over all updates in between: chains
         that keep to the digit that they show cannot bring it to 0.
         """
+        info = metrics.info
+        if hasattr(info, "log_z"):  # of PTT
+            return {
+                "batch_log_likelihood": float((info.data_log_density - info.log_z).mean()),
+                "jump_acceptance": float(info.acceptance.mean()),
+                "num_checkpoints": int(info.num_checkpoints[-1]),
+            }
         if self.x is None:
             return {}
-        x, step, info = _chains_of(state), int(state.step), metrics.info
+        x, step = _chains_of(state), int(state.step)
         correlation = float(_autocorrelation(self.x, x))
         taken, self.x, self.step = step - self.step, x, step
         if correlation > _FORGOTTEN and not self.is_said and devices.is_first():
@@ -138,7 +146,8 @@ def live_figures(record: dict[str, Any]) -> dict[str, str]:
     scores = {"pseudo-ll": "pseudo_log_likelihood", "score": "score_matching"}
     score = {k: record[f"validation_{v}"] for k, v in scores.items() if f"validation_{v}" in record}
     chains = {"flips": ("flip_rate", ".3f"), "chain gap": ("chain_gap", ".1f")}
-    chains |= {"chain acf": ("chain_autocorrelation", ".2f")}
+    chains |= {"chain acf": ("chain_autocorrelation", ".2f"), "jumps": ("jump_acceptance", ".2f")}
+    chains |= {"ll": ("batch_log_likelihood", ".1f"), "checkpoints": ("num_checkpoints", "d")}
     return {
         **{name: f"{value:.1f}" for name, value in score.items()},
         "recon": f"{record['reconstruction_error']:.4f}",
