@@ -1,6 +1,8 @@
 """Annealed importance sampling against exact log Z."""
 
-from __future__ import re
+from __future__ import annotations
+
+import re
 
 import jax
 import jax.numpy as jnp
