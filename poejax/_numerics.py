@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +15,7 @@ from poejax.types import Array, PyTree
 T = TypeVar("T", bound=PyTree)
 
 HALF_LOG_2PI = 0.9189385332046727
+_BLOCK = 256
 
 
 def as_float(x: Array) -> Array:
@@ -23,8 +26,19 @@ def as_float(x: Array) -> Array:
 
 def at_least_float32(v: Array) -> Array:
     """Return `v` in float32 or wider: in bfloat16 an event of odds 0.001 would fire at 0.008."""
-    is_float = jnp.issubdtype(v.dtype, jnp.floating)
-    return v.astype(jnp.promote_types(v.dtype, jnp.float32) if is_float else jnp.float32)
+    is_wide = jnp.issubdtype(v.dtype, jnp.floating) and jnp.finfo(v.dtype).bits >= 32
+    return v if is_wide else v.astype(jnp.float32)
+
+
+def total(v: Array) -> Array:
+    """Return the sum of a vector [n], [].
+
+    By a product with ones, which takes a CPU a tenth of the time of XLA's sum, but loses digits
+    where it is long: after a few additions, which fuse with what comes before, and in blocks.
+    """
+    v = functools.reduce(operator.add, jnp.split(jnp.pad(v, (0, -len(v) % 8)), 8))
+    blocks = jnp.pad(v, (0, -len(v) % _BLOCK)).reshape(-1, _BLOCK) if len(v) > _BLOCK else v
+    return jnp.sum(jnp.matmul(blocks, jnp.ones(blocks.shape[-1], v.dtype), precision="highest"))
 
 
 def mean_of_rows(x: Array, weights: Array | None = None) -> Array:
@@ -77,3 +91,15 @@ def map_rows(
     if num_rows <= size:
         return jax.vmap(fn)(rows)
     return jax.lax.map(jax.checkpoint(fn), rows, batch_size=size)
+
+
+def tempered_logsumexp(beta: Array | float, v: Array, axis: int = -1) -> Array:
+    """Return log Σ exp(beta v) along an axis.
+
+    The largest is taken off before beta is multiplied on: compilers contract beta v - max to one
+    rounding, which for |v| beyond 1e7 no longer cancels with that of the maximum.
+    """
+    top = jax.lax.stop_gradient(jnp.max(v, axis=axis, keepdims=True))
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    rest = jnp.log(jnp.sum(jnp.exp(beta * (v - top)), axis=axis))
+    return beta * jnp.squeeze(top, axis) + rest

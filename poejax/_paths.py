@@ -59,12 +59,6 @@ def log_z_at_start(path: Product, params: Params, base: Base, x: Event) -> Array
     return base.log_z + left_at_start - left_at_end
 
 
-def log_density_change(model: Product, old: Params, new: Params, x: Event) -> Array:
-    """Return log p*(x | new) - log p*(x | old), [], coordinates, if any, alike in both."""
-    old, y = model.standardize(old, x)
-    return model.log_change(old, split_coordinates(new)[0], y)
-
-
 def check_path(
     model: Product,
     params: Params,

@@ -132,6 +132,8 @@ class Product(Expert):
         return jnp.sum(jnp.stack([e.log_product(params[name], x) for name, e in self.items]))
 
     def log_change(self, old: Params, new: Params, x: Event) -> Array:
+        old, x = self.standardize(old, x)
+        new, _ = split_coordinates(new)
         # A sum for each expert, which XLA fuses, where it would write out the factors of all.
         changes = [e.log_change(old[name], new[name], x) for name, e in self.items]
         return jnp.sum(jnp.stack(changes))

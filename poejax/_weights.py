@@ -185,6 +185,11 @@ def is_open(found: LogZ) -> Array:
     return jnp.isinf(found.ci_low) | jnp.isinf(found.ci_high)
 
 
+def remedy(is_heavy: Array | bool) -> str:
+    """Say what to do about degenerate weights."""
+    return "take evidence.student_t_base" if is_heavy else "take more temperatures"
+
+
 def describe(found: LogZ, what: str = "weights") -> str:
     """Say how few weights carry the estimate, e.g. "the weights have an ESS of 1.3 of 100"."""
     size = len(found.log_weights)

@@ -24,6 +24,8 @@ def test_sizes_are_checked():
         capacity.Config(num_hidden=())
     with pytest.raises(ValueError, match="num_epochs: expected at least 1, got 0"):
         capacity.Config(num_epochs=(0, 5))
+    with pytest.raises(ValueError, match="seeds: expected different ones"):
+        capacity.Config(seeds=(0, 0))
 
 
 def run_of(seed, **config):
@@ -33,6 +35,7 @@ def run_of(seed, **config):
         for name, value in (("log_likelihood", -80.0 - seed), ("interval", [-81.0, -79.0]))
     }
     return sides | {
+        "workdir": f"run{seed}",
         "seed": seed,
         "ais_ess": 50.0,
         "reverse_ais_ess": 60.0,
@@ -50,6 +53,8 @@ def run_of(seed, **config):
 
 def test_runs_of_several_seeds_make_one_table():
     results = seeds.gathered([run_of(seed) for seed in range(3)])
+    resumed = seeds.gathered([run_of(0), run_of(1, resume=True)])
+    assert len(resumed["tables"][0]["rows"]) == 3
     *rows, last = results["tables"][0]["rows"]
     assert [row[0] for row in rows] == ["0", "1", "2"]
     assert last[1] == last[2] == "-81.00 ± 1.00"
@@ -57,6 +62,7 @@ def test_runs_of_several_seeds_make_one_table():
     for found, words in (
         ([run_of(0)], "at least two runs, got 1"),
         ([run_of(0), run_of(0)], r"different seeds, got \[0, 0\]"),
+        ([run_of(0), {"workdir": "runs/parts"}], "experiments.mnist_rbm, got runs/parts"),
         ([run_of(0), run_of(1, num_hidden=6)], r"others in \['num_hidden'\]"),
     ):
         with pytest.raises(ValueError, match=f"workdirs: .*{words}"):

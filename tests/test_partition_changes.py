@@ -1,5 +1,7 @@
 """Log partition functions, and their changes, which annealing adds up by the thousand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 
 import poejax as pj
 from poejax import experts, units
-from poejax._numerics import add
+from poejax._numerics import add, total
+from poejax._run_steps import _norm
 
 RULES = {
     units.Bernoulli: lambda f: np.logaddexp(0, f),
@@ -67,9 +70,74 @@ def test_half_precision_rounds_a_partition_function_once(kind, dtype):
 
 @pytest.mark.parametrize("kind", RULES)
 def test_curvature_at_field_zero(kind):
-    found = jax.hessian(kind(3).log_partition)(jnp.zeros(3))
-    variance = 0.25 if kind is units.Bernoulli else 1.0
-    np.testing.assert_allclose(found, variance * np.eye(3), atol=1e-6)
+    variance, unit = 0.25 if kind is units.Bernoulli else 1.0, kind(3)
+    for fn in (unit.log_partition, functools.partial(unit.log_partition_change, jnp.ones(3))):
+        np.testing.assert_allclose(jax.hessian(fn)(jnp.zeros(3)), variance * np.eye(3), atol=1e-6)
+
+
+def test_integer_fields_lose_no_fraction():
+    field = jnp.array([1, 0, 2])
+    assert float(units.Bernoulli(3).log_partition(field)) == pytest.approx(4.13334, abs=1e-4)
+    assert float(units.Spin(3).log_partition(field)) == pytest.approx(3.83822, abs=1e-4)
+
+
+def test_large_changes_in_half_precision():
+    visible = units.Bernoulli(6)
+    bank = experts.HiddenBank(visible, units.Bernoulli(500), compute_dtype="bfloat16")
+    model = pj.product(visible, hidden=bank)
+    params = jax.tree.map(lambda v: v.astype(jnp.bfloat16), model.init(jax.random.key(0)))
+    moved = {"hidden": params["hidden"] | {"b": params["hidden"]["b"] - 30}}
+    x = jnp.ones(6, jnp.bfloat16)
+    found = float(model.log_change(params, moved, x))
+    assert found == pytest.approx(-500 * np.log(2), rel=0.02)
+    with jax.numpy_dtype_promotion("strict"):
+        assert float(units.Bernoulli(3).log_partition(x[:3])) == pytest.approx(3.94, abs=0.02)
+
+
+def test_a_change_in_coordinates():
+    visible = units.Gaussian(3)
+    bank = experts.HiddenBank(visible, units.Bernoulli(9))
+    model = pj.product(visible, bias=experts.Gaussian(visible), hidden=bank)
+    data = 50 + 10 * jax.random.normal(jax.random.key(0), (100, 3))
+    old = model.init_from(jax.random.key(1), data)
+    new = old | {"hidden": old["hidden"] | {"w": old["hidden"]["w"] + 0.3}}
+    expected = model.log_product(new, data[0]) - model.log_product(old, data[0])
+    found = model.log_change(old, new, data[0])
+    assert float(found) == pytest.approx(float(expected), abs=1e-5)
+
+
+class OwnChange(experts.HiddenBank):
+    def log_change(self, old, new, x):
+        fields = self.latent_field(old, x), self.latent_field(new, x)
+        return self.hidden.log_partition_change(*fields)
+
+
+def test_a_family_that_states_its_change_need_not_think_of_being_absent():
+    visible = units.Bernoulli(4)
+    model = pj.product(visible, hidden=OwnChange(visible, units.Bernoulli(3)))
+    params, x = model.init(jax.random.key(0)), jnp.ones(4)
+    gone = model.mask(params, hidden=False)
+    value = float(model.log_product(params, x))
+    assert float(model.log_change(params, gone, x)) == pytest.approx(-value)
+    assert float(model.log_change(gone, params, x)) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 784, 10_000, 65_537])
+def test_totals_keep_their_digits_at_any_length(size):
+    rng = np.random.default_rng(size)
+    rows = (rng.standard_normal((4, size)) - 3).astype(np.float32)
+    exact = rows.astype(float).sum(axis=1)
+    one = np.array([jax.jit(total)(row) for row in jnp.asarray(rows)])
+    for found in (one, jax.jit(jax.vmap(total))(rows)):
+        assert np.abs(found / exact - 1).max() < 4 * np.finfo(np.float32).eps
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (10**6,), (2, 300_000), (300_000, 2), (784, 500)])
+def test_norms_keep_their_digits(shape):
+    leaf = np.random.default_rng(0).standard_normal(shape).astype(np.float32) + 1
+    found = jax.jit(_norm)({"leaf": jnp.asarray(leaf), "other": jnp.full((2, 3, 4), 2.0)})
+    exact = np.sqrt(np.sum(leaf.astype(float) ** 2) + 96)
+    assert float(found) == pytest.approx(exact, rel=3e-7)
 
 
 @pytest.mark.parametrize("kind", RULES)

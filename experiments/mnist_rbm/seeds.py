@@ -13,10 +13,10 @@ from typing import Any
 
 import tyro
 
-from experiments.lab import runs, tables
+from experiments.lab import devices, runs, tables
 from experiments.lab.tables import text
 
-_SEED = ("seed", "workdir", "preset")
+_MAY_DIFFER = ("seed", "workdir", "preset", "resume", *devices.OPTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +35,15 @@ def gathered(found: list[dict[str, Any]]) -> dict[str, Any]:
     """
     if len(found) < 2:
         raise ValueError(f"workdirs: expected at least two runs, got {len(found)}")
+    if other := [run["workdir"] for run in found if "reverse_test_log_likelihood" not in run]:
+        raise ValueError(f"workdirs: expected runs of experiments.mnist_rbm, got {other[0]}")
     seeds = [run["seed"] for run in found]
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"workdirs: expected runs of different seeds, got {seeds}")
-    shared = [{k: v for k, v in run["config"].items() if k not in _SEED} for run in found]
+    shared = [{k: v for k, v in run["config"].items() if k not in _MAY_DIFFER} for run in found]
     for config in shared[1:]:
-        if different := [k for k in shared[0] if config.get(k) != shared[0][k]]:
+        keys = sorted(shared[0].keys() | config.keys())
+        if different := [k for k in keys if config.get(k) != shared[0].get(k)]:
             raise ValueError(f"workdirs: expected runs of one config, got others in {different}")
     first = found[0]
     return {
@@ -83,7 +86,11 @@ def table(found: list[dict[str, Any]]) -> tables.Table:
 def main() -> int:
     """Run from the command line; returns the exit status."""
     config = tyro.cli(Config, description=__doc__)
-    results = gathered([runs.read_json(folder / "results.json") for folder in config.workdirs])
+    found = [
+        runs.read_json(folder / "results.json") | {"workdir": str(folder)}
+        for folder in config.workdirs
+    ]
+    results = gathered(found)
     config.workdir.mkdir(parents=True, exist_ok=True)
     runs.write_json(config.workdir / "results.json", results)
     print(text(results["tables"]))

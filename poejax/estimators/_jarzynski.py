@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from poejax import _checks, _random, chains
 from poejax import _weights as weights
 from poejax._bases import base_rate
-from poejax._paths import log_density_change
 from poejax._product import Product
 from poejax._weights import LogZ
 from poejax.estimators._common import Rule, advance, contrast, own_kernel
@@ -104,7 +103,7 @@ class Jarzynski(Rule):
         return weights.estimate(state.log_z + self._log_weights(params, state), 1)
 
     def _log_weights(self, params: Params, state: JarzynskiState) -> Array:
-        change = functools.partial(log_density_change, self.model, state.params, params)
+        change = functools.partial(self.model.log_change, state.params, params)
         return state.log_weights + jax.vmap(change)(state.states.x)
 
 

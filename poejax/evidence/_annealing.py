@@ -42,7 +42,7 @@ class AISState(NamedTuple):
     log_weights: Array
     rng_key: Array
     rest: Array
-    is_heavy: Array
+    is_heavy: Array | bool = False
 
 
 def ais(
@@ -191,7 +191,7 @@ def ais_result(state: AISState) -> LogZ:
     if _checks.is_concrete(result) and bool(weights.is_open(result)):
         warnings.warn(
             f"ais: {weights.describe(result)}: the error bar means nothing, and the interval is "
-            "open on one side; take more temperatures, or a base closer to the model",
+            f"open on one side; {weights.remedy(state.is_heavy)}, or a base closer to the model",
             UserWarning,
             stacklevel=3,
         )

@@ -122,7 +122,8 @@ def smc(
         if bool(weights.is_open(found)):
             warnings.warn(
                 f"smc: {weights.describe(found, 'groups')}: the error bar means nothing, and the "
-                "interval is open on one side; take more temperatures, or more chains in a group",
+                f"interval is open on one side; {weights.remedy(is_light)}, or more chains in a "
+                "group",
                 UserWarning,
                 stacklevel=2,
             )

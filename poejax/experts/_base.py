@@ -161,7 +161,7 @@ class Expert(abc.ABC):
         return jnp.sum(self.log_factors(params, x))
 
     def log_change(self, old: Params, new: Params, x: Event) -> Array:
-        """Return Σ_k [log f_k(x | new) - log f_k(x | old)], [], of params without coordinates."""
+        """Return Σ_k [log f_k(x | new) - log f_k(x | old)], []; coordinates, if any, alike."""
         # Differences before sums, as factors are large and their changes small.
         return jnp.sum(self.log_factors(new, x) - self.log_factors(old, x))
 
@@ -300,6 +300,8 @@ def _respect_presence(cls: type) -> None:
         if method is not None and not getattr(method, "__isabstractmethod__", False):
             wrapped = _presence.respects_presence(method, _SIGNATURES[name], absent)
             setattr(cls, name, wrapped)
+    if cls is not Expert and (change := cls.__dict__.get(name := "log_change")):
+        setattr(cls, name, _presence.respects_two(change, Expert.log_change))
 
 
 def _mixins(cls: type) -> list[type]:
@@ -331,18 +333,6 @@ def set_beta(params: Params, beta: Array | float) -> Params:
     leaves = jax.tree.leaves(params) or [0.0]  # an expert may have no parameters
     beta = jnp.asarray(beta, jnp.promote_types(jnp.result_type(*leaves), jnp.float32))
     return params | {"beta": beta * params.get("beta", 1.0)}
-
-
-def tempered_logsumexp(beta: Array | float, v: Array, axis: int = -1) -> Array:
-    """Return log Σ exp(beta v) along an axis.
-
-    The largest is taken off before beta is multiplied on: compilers contract beta v - max to one
-    rounding, which for |v| beyond 1e7 no longer cancels with that of the maximum.
-    """
-    top = jax.lax.stop_gradient(jnp.max(v, axis=axis, keepdims=True))
-    top = jnp.where(jnp.isfinite(top), top, 0.0)
-    rest = jnp.log(jnp.sum(jnp.exp(beta * (v - top)), axis=axis))
-    return beta * jnp.squeeze(top, axis) + rest
 
 
 def get_beta(params: Params) -> Array | float:

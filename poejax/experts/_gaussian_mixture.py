@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks
-from poejax._numerics import HALF_LOG_2PI, widen
-from poejax.experts._base import Expert, get_beta, set_beta, tempered_logsumexp
+from poejax._numerics import HALF_LOG_2PI, tempered_logsumexp, widen
+from poejax.experts._base import Expert, get_beta, set_beta
 from poejax.experts._forms import CoordinateTerms
 from poejax.mixtures import fit_em
 from poejax.tails import Tails, as_float64, bounded

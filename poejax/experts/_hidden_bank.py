@@ -107,8 +107,6 @@ class HiddenBank(Expert):
         return self.hidden.log_partition(self.latent_field(params, x))
 
     def log_change(self, old: Params, new: Params, x: Event) -> Array:
-        if "present" in old or "present" in new:
-            return super().log_change(old, new, x)
         fields = self.latent_field(old, x), self.latent_field(new, x)
         return self.hidden.log_partition_change(*fields)
 

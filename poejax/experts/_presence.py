@@ -75,3 +75,14 @@ def respects_presence(method: Method, signature: inspect.Signature, absent: Abse
         return jax.tree.map(lambda a, b: jnp.where(present, a, b), found, otherwise)
 
     return respectful
+
+
+def respects_two(method: Method, by_factors: Method) -> Method:
+    """Return a method of old and new params that holds where the expert is absent from either."""
+
+    @functools.wraps(method)
+    def respectful(self: Any, old: Params, new: Params, x: Any) -> Any:
+        is_masked = any(split_present(params)[1] is not None for params in (old, new))
+        return (by_factors if is_masked else method)(self, old, new, x)
+
+    return respectful

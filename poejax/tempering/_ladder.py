@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from poejax import _random, chains
 from poejax._bases import Base
-from poejax._paths import log_density_change, path_of, path_params
+from poejax._paths import path_of, path_params
 from poejax._product import Product
 from poejax.types import Array, Event, Kernel, Params, PyTree
 
@@ -229,9 +229,7 @@ def _by_number(members: Members, replicas: Replicas, is_tried: Array) -> tuple[A
     here = members.take(lambda leaf: leaf[rung])
     there = members.take(lambda leaf: leaf[partner[rung]])
     axes = members.axes
-    change = jax.vmap(functools.partial(log_density_change, members.model), (axes, axes, 0))(
-        here, there, replicas.states.x
-    )
+    change = jax.vmap(members.model.log_change, (axes, axes, 0))(here, there, replicas.states.x)
     of_rung = change[jnp.zeros(size, jnp.int32).at[rung].set(number)]
     return of_rung[:-1], -of_rung[1:]
 
@@ -240,9 +238,7 @@ def _by_configuration(members: Members, replicas: Replicas, is_tried: Array) -> 
     """Both rungs of every pair, by slices: weights gathered for every ladder would be copies."""
     del is_tried
     below, above = members.take(lambda leaf: leaf[:-1]), members.take(lambda leaf: leaf[1:])
-    change = jax.vmap(
-        functools.partial(log_density_change, members.model), (members.axes, members.axes, 0)
-    )
+    change = jax.vmap(members.model.log_change, (members.axes, members.axes, 0))
     x = replicas.states.x
     up = change(below, above, jax.tree.map(lambda leaf: leaf[:-1], x))
     return up, change(below, above, jax.tree.map(lambda leaf: leaf[1:], x))

@@ -42,11 +42,19 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     return _softplus(field), jax.nn.sigmoid(field) * tangent
 
 
+def _sum_of_log1p(r: Array, size: int) -> Array:
+    """Return Σ log(1 + r), [], with one logarithm for a product of `size`, r in [-1/2, 1]."""
+    # Logarithms bind where densities are asked for. Of a product 1 + r only r is kept, or a unit
+    # that is nearly off, and a step between near temperatures, would be lost beside one.
+    parts = jnp.split(jnp.pad(r, (0, -len(r) % size)), size)
+    return jnp.sum(jnp.log1p(functools.reduce(lambda r, s: r + s + r * s, parts)))
+
+
 @jax.custom_jvp
 def _sum_of_softplus(field: Array) -> Array:
     wide = at_least_float32(field)
-    tails = _sum_of_log1p(jnp.exp(-jnp.abs(wide)))
-    return (jnp.sum(jnp.maximum(wide, 0)) + tails).astype(field.dtype)
+    found = jnp.sum(jnp.maximum(wide, 0)) + _sum_of_log1p(jnp.exp(-jnp.abs(wide)), 8)
+    return found.astype(field.dtype) if jnp.issubdtype(field.dtype, jnp.floating) else found
 
 
 @_sum_of_softplus.defjvp
@@ -55,21 +63,20 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     return _sum_of_softplus(field), jnp.sum(jax.nn.sigmoid(field) * tangent)
 
 
-def _size(field: Array) -> Array:
-    return jnp.maximum(field, -field)  # whose derivative at zero is 0, where that of abs is 1
+@jax.custom_jvp
+def _softplus_change(old: Array, new: Array) -> Array:
+    """Return Σ [softplus(new) - softplus(old)], []: differences before the sum."""
+    old, new = at_least_float32(old), at_least_float32(new)
+    here, there = jnp.exp(-jnp.abs(old)), jnp.exp(-jnp.abs(new))
+    # Four at a time: products down to 2^-4 are near enough to one for their r.
+    tails = _sum_of_log1p((there - here) / (1 + here), 4)
+    return jnp.sum(jnp.maximum(new, 0) - jnp.maximum(old, 0)) + tails
 
 
-def _log_growth(old: Array, new: Array) -> Array:
-    """Return Σ log[(1 + exp(-new)) / (1 + exp(-old))], [], for arguments >= 0."""
-    here = jnp.exp(-old)
-    return _sum_of_log1p((jnp.exp(-new) - here) / (1 + here))
-
-
-def _sum_of_log1p(r: Array) -> Array:
-    # A logarithm for the product of eight, as logarithms bind where densities are asked for. Of a
-    # factor 1 + r only r is kept, which a step between near temperatures leaves small.
-    parts = jnp.split(jnp.pad(r, (0, -len(r) % 8)), 8)
-    return jnp.sum(jnp.log1p(functools.reduce(lambda r, s: r + s + r * s, parts)))
+@_softplus_change.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    slopes = [jax.nn.sigmoid(p) * t for p, t in zip(primals, tangents, strict=True)]
+    return _softplus_change(*primals), jnp.sum(slopes[1] - slopes[0])
 
 
 def _zero_or_one(v: Array) -> Array:
@@ -116,8 +123,7 @@ class Bernoulli(BinaryUnit):
         return _sum_of_softplus(field)
 
     def log_partition_change(self, old: Field, new: Field) -> Array:
-        linear = jnp.sum(jnp.maximum(new, 0) - jnp.maximum(old, 0))
-        return linear + _log_growth(_size(old), _size(new))
+        return _softplus_change(old, new)
 
     def mean(self, field: Field) -> Event:
         return jax.nn.sigmoid(field)
@@ -154,11 +160,12 @@ class Spin(BinaryUnit):
         return jnp.abs(field) + jnp.log1p(jnp.exp(-2 * jnp.abs(field)))
 
     def log_partition(self, field: Field) -> Array:
-        return jnp.sum(jnp.abs(field)) + _sum_of_softplus(-2 * jnp.abs(field))
+        size = jnp.abs(as_float(field))
+        return jnp.sum(size) + _sum_of_softplus(-2 * size)
 
     def log_partition_change(self, old: Field, new: Field) -> Array:
-        old, new = _size(old), _size(new)
-        return jnp.sum(new - old) + _log_growth(2 * old, 2 * new)
+        old, new = jnp.abs(at_least_float32(old)), jnp.abs(at_least_float32(new))
+        return jnp.sum(new - old) + _softplus_change(-2 * old, -2 * new)
 
     def mean(self, field: Field) -> Event:
         return jnp.tanh(field)

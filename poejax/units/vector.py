@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax._numerics import as_float, at_least_float32
+from poejax._numerics import as_float, at_least_float32, total
 from poejax.types import Array, Event, Field, Params
 from poejax.units.base import Unit
 
@@ -56,8 +56,8 @@ class VectorUnit(Unit):
         return params + v
 
     def inner(self, field: Field, x: Event) -> Array:
-        # Accelerators would round a dot's operands; on a CPU it takes a fraction of a sum's time.
-        return jnp.matmul(at_least_float32(field), self.linear_statistic(x), precision="highest")
+        # Not a dot of both: accelerators would round its operands.
+        return total(at_least_float32(field) * self.linear_statistic(x))
 
     def value_at(self, index: Array, dtype: Any) -> Array:
         if self.num_values is None:
