@@ -88,8 +88,10 @@ def test_large_changes_in_half_precision():
     params = jax.tree.map(lambda v: v.astype(jnp.bfloat16), model.init(jax.random.key(0)))
     moved = {"hidden": params["hidden"] | {"b": params["hidden"]["b"] - 30}}
     x = jnp.ones(6, jnp.bfloat16)
-    found = float(model.log_change(params, moved, x))
-    assert found == pytest.approx(-500 * np.log(2), rel=0.02)
+    found, slope = jax.value_and_grad(model.log_change, argnums=1)(params, moved, x)
+    assert float(found) == pytest.approx(-500 * np.log(2), rel=0.02)
+    assert slope["hidden"]["b"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(slope["hidden"]["b"], float), 0, atol=1e-6)
     with jax.numpy_dtype_promotion("strict"):
         assert float(units.Bernoulli(3).log_partition(x[:3])) == pytest.approx(3.94, abs=0.02)
 

@@ -75,8 +75,8 @@ def _softplus_change(old: Array, new: Array) -> Array:
 
 @_softplus_change.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    slopes = [jax.nn.sigmoid(p) * t for p, t in zip(primals, tangents, strict=True)]
-    return _softplus_change(*primals), jnp.sum(slopes[1] - slopes[0])
+    old, new = (jax.nn.sigmoid(at_least_float32(field)) for field in primals)
+    return _softplus_change(*primals), jnp.sum(new * tangents[1] - old * tangents[0])
 
 
 def _zero_or_one(v: Array) -> Array:
