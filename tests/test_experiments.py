@@ -279,4 +279,4 @@ def test_killed_often_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path, est
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert [record["step"] for record in records] == [12 * (i + 1) for i in range(60)]
     if estimator == "ptt":  # from the entropy of independent pixels upwards, live
-        assert records[0]["batch_log_likelihood"] + 3 < records[-1]["batch_log_likelihood"] < 0
+        assert records[0]["batch_log_likelihood"] + 1 < records[-1]["batch_log_likelihood"] < 0
