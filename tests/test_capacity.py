@@ -58,6 +58,8 @@ def test_runs_of_several_seeds_make_one_table():
     results = seeds.gathered([run_of(seed) for seed in range(3)])
     resumed = seeds.gathered([run_of(0), run_of(1, resume=True)])
     assert len(resumed["tables"][0]["rows"]) == 3
+    opened = [run_of(0), run_of(1) | {"test_interval": [-83.0, None]}]
+    assert seeds.gathered(opened)["tables"][0]["rows"][1][1] == "-81.00 [-83.00, inf]"
     *rows, last = results["tables"][0]["rows"]
     assert [row[0] for row in rows] == ["0", "1", "2"]
     assert last[1] == last[2] == "-81.00 ± 1.00"

@@ -8,6 +8,7 @@ Writes results.json to runs/mnist_rbm/seeds unless --workdir says otherwise.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,11 @@ def table(found: list[dict[str, Any]]) -> tables.Table:
     for run in found:
         cells = [str(run["seed"])]
         for side in ("", "reverse_"):
-            low, high = run[f"{side}test_interval"]
-            cells += [f"{run[f'{side}test_log_likelihood']:.2f} [{low:.2f}, {high:.2f}]"]
+            low, high = run[f"{side}test_interval"]  # an end that is open is null in JSON
+            ends = (
+                f"{-math.inf if low is None else low:.2f}, {math.inf if high is None else high:.2f}"
+            )
+            cells += [f"{run[f'{side}test_log_likelihood']:.2f} [{ends}]"]
         cells += [f"{run['ais_ess']:.0f} / {run['reverse_ais_ess']:.0f}"]
         cells += [f"{run['train_log_likelihood']:.2f}", f"{run['training_seconds']:.0f}"]
         rows.append(cells)
