@@ -60,12 +60,12 @@ def take(workdir: Path, study: str, figure: str, results: Path = ROOM / "results
     found, path = runs.read_json(workdir / "results.json"), results / f"{study}.json"
     config = found["config"]
     preset = "" if config["preset"] == "default" else f" --preset {config['preset']}"
-    seeds = config.get("seeds", range(config.get("num_seeds", 1)))
+    seeds = ", ".join(map(str, config.get("seeds", [0])))
     run = {
         "command": f"python -m experiments.{study}{preset}",
         "machine": found["machine"],
         "date": found["date"],
-        "seeds": ", ".join(map(str, seeds)),
+        "seeds": f"0 to {config['num_seeds'] - 1}" if "num_seeds" in config else seeds,
         "took": f"{found['seconds']:.0f} s",
         "tables": found["tables"],
     }
