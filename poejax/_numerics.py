@@ -41,6 +41,13 @@ def total(v: Array) -> Array:
     return jnp.sum(jnp.matmul(blocks, jnp.ones(blocks.shape[-1], v.dtype), precision="highest"))
 
 
+def sum_of_squares(v: Array) -> Array:
+    """Return Σ v², [], in float32 or wider; see `total`."""
+    # Along the last axis: a matrix may be spread over devices by its columns, or by its rows.
+    rows = jnp.atleast_2d(at_least_float32(v)) ** 2
+    return jnp.sum(jax.vmap(total)(rows.reshape(-1, rows.shape[-1])))
+
+
 def mean_of_rows(x: Array, weights: Array | None = None) -> Array:
     """Return the mean [...] of a batch [N, ...], weighted or not, in float32 or wider."""
     x = at_least_float32(as_float(x))

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from poejax import _checks, _meshes, _optimizers, _random, _rollback, _run_checks
-from poejax._numerics import add, at_least_float32, total
+from poejax._numerics import add, sum_of_squares
 from poejax._product import split_coordinates
 from poejax._rollback import Rollback, RollbackState
 from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
@@ -262,13 +262,7 @@ def join(params: Params, whole: Params) -> Params:
 
 
 def _norm(tree: PyTree) -> Array:
-    def square(leaf: Array) -> Array:
-        # Along the last axis: a matrix may be spread over devices by its columns, or by its rows.
-        rows = jnp.atleast_2d(at_least_float32(leaf)) ** 2
-        rows = rows.reshape(-1, rows.shape[-1])
-        return jnp.sum(jax.vmap(total)(rows))
-
-    return jnp.sqrt(jnp.sum(jnp.stack([square(leaf) for leaf in jax.tree.leaves(tree)])))
+    return jnp.sqrt(jnp.sum(jnp.stack([sum_of_squares(v) for v in jax.tree.leaves(tree)])))
 
 
 def _are_finite(tree: PyTree) -> Array:

@@ -22,6 +22,14 @@ def test_flip_rate_is_a_share_of_sites():
     assert flip_rate(before, before) == 0
 
 
+def test_so_many_sites_are_counted_to_the_last():
+    # Beyond 2^24 a float32 that is counted up by ones stands still.
+    before = jnp.zeros((20_000, 1_000))
+    assert float(flip_rate(before, before + 1)) == 1
+    after = before.at[::2].set(1)
+    assert float(flip_rate(before, after)) == 0.5
+
+
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.95])
 def test_autocorrelation_is_that_of_the_chains(rho):
     rng = np.random.default_rng(0)
@@ -123,7 +131,7 @@ def test_chains_that_hardly_move_are_seen_in_the_info():
 def test_shapes_that_differ_and_missing_values_are_not_broadcast():
     rng = np.random.default_rng(0)
     x = rng.integers(0, 2, (8, 5)).astype(np.float32)
-    for figure in (pj.diagnostics.flip_rate, pj.diagnostics.autocorrelation):
+    for figure in (pj.flip_rate, pj.diagnostics.autocorrelation):
         for other in (x[:1], x[:, :1]):
             with pytest.raises(ValueError, match="after: expected shapes as of before"):
                 figure(x, other)
