@@ -185,9 +185,9 @@ def is_open(found: LogZ) -> Array:
     return jnp.isinf(found.ci_low) | jnp.isinf(found.ci_high)
 
 
-def remedy(is_heavy: Array | bool) -> str:
+def remedy(is_heavy: Array | bool, other: str = "a base closer to the model") -> str:
     """Say what to do about degenerate weights."""
-    return "take evidence.student_t_base" if is_heavy else "take more temperatures"
+    return f"take {'evidence.student_t_base' if is_heavy else f'more temperatures, or {other}'}"
 
 
 def describe(found: LogZ, what: str = "weights") -> str:

@@ -14,10 +14,10 @@ from typing import Any
 
 import tyro
 
-from experiments.lab import devices, runs, tables
+from experiments.lab import runs, tables
 from experiments.lab.tables import text
 
-_MAY_DIFFER = ("seed", "workdir", "preset", "resume", *devices.OPTIONS)
+_MAY_DIFFER = ("seed", "workdir", "preset", "resume")
 
 
 @dataclasses.dataclass(frozen=True)

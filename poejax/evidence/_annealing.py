@@ -191,7 +191,7 @@ def ais_result(state: AISState) -> LogZ:
     if _checks.is_concrete(result) and bool(weights.is_open(result)):
         warnings.warn(
             f"ais: {weights.describe(result)}: the error bar means nothing, and the interval is "
-            f"open on one side; {weights.remedy(state.is_heavy)}, or a base closer to the model",
+            f"open on one side; {weights.remedy(state.is_heavy)}",
             UserWarning,
             stacklevel=3,
         )
@@ -237,7 +237,6 @@ def _ais_init(
         log_weights=jnp.full(num_chains, direction * log_z_0),
         rng_key=run_key,
         rest=jnp.zeros(num_chains, log_z_0.dtype),
-        is_heavy=jnp.zeros((), bool),
     )
 
 

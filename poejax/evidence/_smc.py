@@ -122,8 +122,8 @@ def smc(
         if bool(weights.is_open(found)):
             warnings.warn(
                 f"smc: {weights.describe(found, 'groups')}: the error bar means nothing, and the "
-                f"interval is open on one side; {weights.remedy(is_light)}, or more chains in a "
-                "group",
+                "interval is open on one side; "
+                f"{weights.remedy(is_light, 'more chains in a group')}",
                 UserWarning,
                 stacklevel=2,
             )

@@ -23,8 +23,15 @@ from poejax.units import Unit
 _CORE = {"log_factors", "log_joint", "latent_log_weight", "visible_field", "latent_field"}
 _BESIDE = {"init", "fit", "carries_base_rate"}  # do not touch what the factors are
 _FORMS = {"bank", "has_free_field", "parts", "tails"}
-_SHORT_CUTS = {"log_product", "log_change", "log_ratios", "is_gaussian", "num_coordinate_terms"}
-_SHORT_CUTS |= {"has_gaussian_latents", "is_student_t"}
+_SHORT_CUTS = {
+    "log_product",
+    "log_change",
+    "log_ratios",
+    "is_gaussian",
+    "num_coordinate_terms",
+    "has_gaussian_latents",
+    "is_student_t",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,18 +301,19 @@ _SIGNATURES = {
 
 def _respect_presence(cls: type) -> None:
     for name, absent in _ABSENT.items():
-        owner = next((c for c in cls.__mro__ if name in c.__dict__), None)
-        # Of its own, or of a mixin, which no class of experts has wrapped.
-        method = owner.__dict__[name] if owner in (cls, *_mixins(cls)) else None
+        method = _unwrapped(cls, name)
         if method is not None and not getattr(method, "__isabstractmethod__", False):
             wrapped = _presence.respects_presence(method, _SIGNATURES[name], absent)
             setattr(cls, name, wrapped)
-    if cls is not Expert and (change := cls.__dict__.get(name := "log_change")):
+    if cls is not Expert and (change := _unwrapped(cls, name := "log_change")):
         setattr(cls, name, _presence.respects_two(change, Expert.log_change))
 
 
-def _mixins(cls: type) -> list[type]:
-    return [c for c in cls.__mro__ if not issubclass(c, Expert)]
+def _unwrapped(cls: type, name: str) -> Any:
+    # Of its own, or of a mixin, which no class of experts has wrapped.
+    owner = next((c for c in cls.__mro__ if name in c.__dict__), None)
+    is_new = owner is not None and (owner is cls or not issubclass(owner, Expert))
+    return owner.__dict__[name] if is_new else None
 
 
 _respect_presence(Expert)

@@ -149,8 +149,8 @@ def sample_trajectory(
       rng_key: one typed key.
       model: the product.
       trajectory: parameters of M >= 1 checkpoints in order, each leaf [M, ...] (coordinates of
-        real units aside, which all share), or a list of them; samples and log Z
-        are those of the last.
+        real units aside, which all share), or a list of them; samples and log Z are those of the
+        last.
       base: a proper base near the first checkpoint, e.g. `evidence.base_rate(model, data)`.
       num_chains: number C of independent ladders of M + 1 replicas, at least 2.
       num_steps: sweeps that are measured; a quarter as many, at least 256, come before.
