@@ -131,7 +131,7 @@ def test_chains_that_hardly_move_are_seen_in_the_info():
 def test_shapes_that_differ_and_missing_values_are_not_broadcast():
     rng = np.random.default_rng(0)
     x = rng.integers(0, 2, (8, 5)).astype(np.float32)
-    for figure in (pj.flip_rate, pj.diagnostics.autocorrelation):
+    for figure in (pj.diagnostics.flip_rate, pj.diagnostics.autocorrelation):
         for other in (x[:1], x[:, :1]):
             with pytest.raises(ValueError, match="after: expected shapes as of before"):
                 figure(x, other)
