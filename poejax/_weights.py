@@ -78,13 +78,16 @@ def summarize(log_weights: Array, is_heavy: Array | bool = False) -> WeightSumma
     relative = w / mean
     std_err = jnp.std(relative, ddof=1) / math.sqrt(n)
     ess = jnp.clip(n / jnp.mean(relative**2), 1, n)
-    k = pareto_k(log_weights)
+    k: Any = pareto_k(log_weights)  # of NumPy where unknown
     # The shape of a tail knows no size: noise among equal weights looks as heavy as any. There k̂
     # counts if it tells an infinite variance from its own error, (1 + k) / sqrt(tail).
     is_sure = k - _ONE_SIDED * (1 + k) / math.sqrt(_tail_size(n) + _PRIOR) > 0.5
     looks_heavy = (k > _MAX_PARETO_K) & ((ess < _ALIKE * n) | is_sure)
     is_degenerate = (ess < min(_MIN_ESS, n / 2)) | looks_heavy | is_heavy
-    k = jnp.where(is_heavy, jnp.fmax(k, 0.5), k)
+    if not isinstance(k, np.ndarray) or isinstance(is_heavy, jax.core.Tracer):
+        k = jnp.where(is_heavy, jnp.fmax(k, 0.5), k)
+    elif is_heavy:
+        k = np.asarray(0.5, k.dtype)
     return WeightSummary(top + jnp.log(mean), std_err, ess, k, is_degenerate)
 
 
