@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from poejax._product import Product
 from poejax.experts._forms import Bank
 from poejax.kernels import block_gibbs
 from poejax.types import Array, EstimatorInfo, Event, Kernel, Params, PyTree, Weighted
+
+T = TypeVar("T", bound=PyTree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,23 @@ def advance(rng_key: Array, kernel: Kernel, params: Params, states: Any, num_ste
         return chains.step_all(key, kernel, params, states)[0], None
 
     states = _meshes.settled(lambda s: body(s, jnp.zeros((), int))[0], states)
-    return jax.lax.scan(body, states, jnp.arange(num_steps))[0]
+    return _written(rng_key, jax.lax.scan(body, states, jnp.arange(num_steps))[0], states)
+
+
+def _written(rng_key: Array, drawn: T, before: T) -> T:
+    """Return `drawn`, made once: XLA would draw the chains anew for every sum over them."""
+
+    def by_condition(drawn: T) -> T:
+        # A CPU's barriers are gone before XLA fuses; what a condition returns stays apart. This
+        # one always holds, which XLA does not see.
+        holds = jnp.ravel(jax.random.key_data(rng_key))[0] | 1 != 0
+        kept: T = jax.lax.cond(holds, lambda s: s, lambda _: before, drawn)
+        return kept
+
+    written: T = jax.lax.platform_dependent(
+        drawn, cpu=by_condition, default=jax.lax.optimization_barrier
+    )
+    return written
 
 
 def surrogate(model: Product, params: Params, x_data: Event, x_model: Event) -> Array:
@@ -137,8 +155,6 @@ def contrast(
     model: Product, params: Params, x_data: Event, x_model: Event
 ) -> tuple[Params, EstimatorInfo]:
     """Gradient of `surrogate` by the parameters, with both mean densities."""
-    # Or XLA draws the samples anew, for each of the sums over them.
-    x_model = jax.lax.optimization_barrier(x_model)
 
     def loss(params: Params) -> tuple[Array, EstimatorInfo]:
         data = mean_log_density(model, params, x_data)

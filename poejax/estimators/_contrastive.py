@@ -63,9 +63,8 @@ class PersistentContrastiveDivergence(Rule):
         """Advance the chains under the current params and contrast them with the batch [B, ...]."""
         before = state.x
         state = advance(rng_key, self.kernel, params, state, self.num_steps)
-        x = jax.lax.optimization_barrier(state.x)  # lest XLA draw it anew for every figure
-        grads, info = contrast(self.model, params, batch, x)
-        return grads, state, PersistentInfo(*info, *moved(self.model.visible, before, x))
+        grads, info = contrast(self.model, params, batch, state.x)
+        return grads, state, PersistentInfo(*info, *moved(self.model.visible, before, state.x))
 
 
 def cd(model: Product, kernel: Kernel | None = None, num_steps: int = 1) -> ContrastiveDivergence:

@@ -45,14 +45,13 @@ class FastPCD(PersistentContrastiveDivergence):
         driven |= {"coordinates": coordinates} if coordinates else {}
         before = state.chains.x
         chains = advance(rng_key, self.kernel, driven, state.chains, self.num_steps)
-        x = jax.lax.optimization_barrier(chains.x)
-        grads, info = contrast(self.model, params, batch, x)
+        grads, info = contrast(self.model, params, batch, chains.x)
         fast = jax.tree.map(
             lambda f, g: (self.decay * f - self.fast_rate * g).astype(f.dtype),
             state.fast,
             split_coordinates(grads)[0],
         )
-        shown = PersistentInfo(*info, *moved(self.model.visible, before, x))
+        shown = PersistentInfo(*info, *moved(self.model.visible, before, chains.x))
         return grads, FastState(chains, fast), shown
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _checks, _random
-from poejax._numerics import as_float, at_least_float32, mean_of_rows
+from poejax._numerics import as_float, at_least_float32, mean_of_rows, total_of_few
 from poejax.tails import Tails, bounded
 from poejax.types import Array, Event, Field, Params
 from poejax.units._index import as_index, digits
@@ -42,18 +43,24 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     return _softplus(field), jax.nn.sigmoid(field) * tangent
 
 
-def _sum_of_log1p(r: Array, size: int) -> Array:
-    """Return Σ log(1 + r), [], with one logarithm for a product of `size`, r in [-1/2, 1]."""
-    # Logarithms bind where densities are asked for. Of a product 1 + r only r is kept, or a unit
-    # that is nearly off, and a step between near temperatures, would be lost beside one.
-    parts = jnp.split(jnp.pad(r, (0, -len(r) % size)), size)
-    return jnp.sum(jnp.log1p(functools.reduce(lambda r, s: r + s + r * s, parts)))
+def _times(r: Array, s: Array) -> Array:
+    """Return (1 + r)(1 + s) - 1."""
+    # Logarithms bind where densities are asked for, so that products of a few factors share one.
+    # Of a product 1 + r only r is kept, or a unit that is nearly off, and a step between near
+    # temperatures, would be lost beside one.
+    return r + s + r * s
 
 
 @jax.custom_jvp
 def _sum_of_softplus(field: Array) -> Array:
     wide = at_least_float32(field)
-    found = jnp.sum(jnp.maximum(wide, 0)) + _sum_of_log1p(jnp.exp(-jnp.abs(wide)), 8)
+    # In rows of whole registers, filled up with units that are surely off.
+    width = 64 if len(wide) >= 64 else 8
+    padding = (0, -len(wide) % width)
+    rows = jnp.pad(wide, padding, constant_values=jnp.finfo(wide.dtype).min).reshape(8, -1)
+    positive = functools.reduce(operator.add, [jnp.maximum(row, 0) for row in rows])
+    r = functools.reduce(_times, [jnp.exp(-jnp.abs(row)) for row in rows])
+    found = total_of_few(positive + jnp.log1p(r))
     return found.astype(field.dtype) if jnp.issubdtype(field.dtype, jnp.floating) else found
 
 
@@ -68,9 +75,10 @@ def _softplus_change(old: Array, new: Array) -> Array:
     """Return Σ [softplus(new) - softplus(old)], []: differences before the sum."""
     old, new = at_least_float32(old), at_least_float32(new)
     here, there = jnp.exp(-jnp.abs(old)), jnp.exp(-jnp.abs(new))
+    r = (there - here) / (1 + here)
     # Four at a time: products down to 2^-4 are near enough to one for their r.
-    tails = _sum_of_log1p((there - here) / (1 + here), 4)
-    return jnp.sum(jnp.maximum(new, 0) - jnp.maximum(old, 0)) + tails
+    tails = jnp.log1p(functools.reduce(_times, jnp.split(jnp.pad(r, (0, -len(r) % 4)), 4)))
+    return jnp.sum(jnp.maximum(new, 0) - jnp.maximum(old, 0)) + jnp.sum(tails)
 
 
 @_softplus_change.defjvp
