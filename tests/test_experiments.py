@@ -85,6 +85,7 @@ def test_smoke_run_writes_everything_a_user_looks_at(tmp_path):
         (["--dataset", "cifar"], "cifar"),
         (["--estimator", "magic"], "magic"),
         (["--ais-chains", "1"], "ais_chains"),
+        (["--warped-copies", "-1"], "warped_copies: expected at least 0, got -1"),
         (["--visible", "gaussian"], "visible: expected a file in --data"),
         (["--data", "nothing.csv"], "data: found no file"),
     ],
@@ -226,6 +227,7 @@ def test_divergence_exits_non_zero_and_keeps_the_last_good_checkpoint(tmp_path):
 @pytest.mark.parametrize(("estimator", "num_kills"), [("pcd", 5), ("ptt", 2)])
 def test_killed_often_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path, estimator, num_kills):
     changes = {"num_epochs": 60, "epochs_per_report": 1, "num_hidden": 8, "estimator": estimator}
+    changes |= {"warped_copies": 2} if estimator == "pcd" else {}
     options = [part for k, v in changes.items() for part in (f"--{k.replace('_', '-')}", str(v))]
     options += ["--ais-steps", "2", "--sample-steps", "1"]
     config = dataclasses.replace(mnist_rbm.PRESETS["smoke"], **changes)

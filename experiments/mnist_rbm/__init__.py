@@ -22,13 +22,16 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 import poejax as pj
-from experiments.lab import devices, own_data, rbm_recipe, runs
+from experiments.lab import devices, own_data, rbm_recipe, runs, warps
 from experiments.lab.tables import text
 from experiments.mnist_rbm import report
 from poejax import checkpoint, training
+
+_WARPED = 0.7  # of the updates, where copies are warped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +61,9 @@ class Config(runs.DigitOptions):
     """Held for the first 30 % of the updates, then lowered linearly to 2 % of itself. Of SGD; real
     values are learned by Adam at a twentieth of it."""
     weight_decay: float = 1e-4  # L2 rate on the weight matrix; biases are spared.
+    warped_copies: int = 0
+    """Copies of the training images, each image turned, scaled, sheared and bent a little anew,
+    that are learned in their place for the first 70 % of the updates."""
     average_decay: float = 0.999
     """Decay of the moving average of the parameters, which is what gets evaluated."""
     epochs_per_report: int = 5  # Epochs between two lines of metrics.jsonl and two checkpoints.
@@ -84,6 +90,7 @@ class Config(runs.DigitOptions):
         "ais_chains": 2,
         "ais_steps": 0,
         "weight_decay": 0.0,
+        "warped_copies": 0,
         "average_decay": (0.0, 1.0),
         "process_id": 0,
     }
@@ -142,6 +149,11 @@ def build(config: Config) -> Problem:
         loaded = runs.load(config.dataset, config.num_validation)
         data = own_data.built_in(loaded, config.binarization)
     runs.require_batch(config.batch_size, len(data.train))
+    if config.warped_copies and (data.shape is None or data.train.dtype != np.uint8):
+        raise ValueError(
+            f"warped_copies: expected 0, as {data.name} holds no images of intensities from 0 to "
+            f"255, got {config.warped_copies}"
+        )
     model = rbm_recipe.make_model(data.visible, config.num_hidden)
     estimator = rbm_recipe.make_estimator(
         model, config.estimator, config.num_chains, config.num_gibbs_steps, config.centered
@@ -168,6 +180,8 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
     """Train from the last checkpoint in `workdir`, or from the start; returns state and metrics."""
     directory, (data, run, per_epoch, mesh) = workdir / "checkpoints", problem
     rows = jnp.asarray(data.train)
+    total, chunk = config.num_epochs * per_epoch, config.epochs_per_report * per_epoch
+    warped_until = int(_WARPED * total / chunk) * chunk if config.warped_copies else 0
     state = rbm_recipe.initial_state(jax.random.key(config.seed), run, rows)
     state, rows = devices.place((state, rows), mesh)
     latest = devices.agree(_last_step(workdir))
@@ -179,7 +193,6 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
     log = runs.MetricsLog(workdir / "metrics.jsonl", step)
     clock, seconds = time.perf_counter(), log.last("seconds", step)
     monitor, watch = report.Monitor(run.model, data, config.seed), report.ChainWatch(state)
-    total, chunk = config.num_epochs * per_epoch, config.epochs_per_report * per_epoch
 
     def note(state: training.TrainState, metrics: training.Metrics) -> None:
         nonlocal clock, seconds
@@ -209,11 +222,22 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
         bar.set_postfix(report.live_figures(record), refresh=False)
         clock = time.perf_counter()
 
+    clock = time.perf_counter()
+    copies = _warped(config, problem) if step < warped_until else None
     if step < total:
         with runs.progress(total, "training", "step", initial=step) as bar:
-            clock = time.perf_counter()
-            state, _ = run.steps(state, rows, total - step, note, chunk)
+            if copies is not None:
+                state, _ = run.steps(state, copies, warped_until - step, note, chunk)
+                del copies  # far more than the images
+            state, _ = run.steps(state, rows, total - int(state.step), note, chunk)
     return state, log.records
+
+
+def _warped(config: Config, problem: Problem) -> Any:
+    data = problem.data
+    assert data.shape is not None
+    copies = warps.warped(data.train, data.shape, config.warped_copies, config.seed)
+    return devices.place(jnp.asarray(copies), problem.mesh)
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
