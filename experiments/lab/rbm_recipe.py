@@ -96,17 +96,17 @@ def make_estimator(
 
 
 def optimizer(
-    learning_rate: float, weight_decay: float, num_steps: int
+    learning_rate: float, weight_decay: float, num_steps: int, num_warmup: int = 0
 ) -> optax.GradientTransformation:
     """Build plain SGD whose rate is held for 30 % of the updates, then lowered linearly to 2 %."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=training.weights_only),
-        optax.sgd(held_then_lowered(learning_rate, num_steps)),
+        optax.sgd(held_then_lowered(learning_rate, num_steps, num_warmup=num_warmup)),
     )
 
 
 def optimizer_of_reals(
-    learning_rate: float, weight_decay: float, num_steps: int
+    learning_rate: float, weight_decay: float, num_steps: int, num_warmup: int = 0
 ) -> optax.GradientTransformation:
     """Build Adam on clipped gradients, at a twentieth of the rate that SGD takes on bits.
 
@@ -115,17 +115,27 @@ def optimizer_of_reals(
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.add_decayed_weights(weight_decay, mask=training.weights_only),
-        optax.adam(held_then_lowered(0.05 * learning_rate, num_steps)),
+        optax.adam(held_then_lowered(0.05 * learning_rate, num_steps, num_warmup=num_warmup)),
     )
 
 
 def held_then_lowered(
-    learning_rate: float, num_steps: int, held: float = 0.3, last: float = 0.02
+    learning_rate: float,
+    num_steps: int,
+    held: float = 0.3,
+    last: float = 0.02,
+    num_warmup: int = 0,
 ) -> optax.Schedule:
-    """Hold a rate for a share `held` of the updates, then lower it linearly to a share `last`."""
+    """Hold a rate for a share `held` of the updates, then lower it linearly to a share `last`.
+
+    It is reached linearly over the first `num_warmup` updates.
+    """
     start = int(held * num_steps)
     lowered = optax.linear_schedule(learning_rate, last * learning_rate, num_steps - start)
-    return optax.join_schedules([optax.constant_schedule(learning_rate), lowered], [start])
+    then = optax.join_schedules([optax.constant_schedule(learning_rate), lowered], [start])
+    if not num_warmup:
+        return then
+    return lambda step: then(step) * jnp.minimum(1.0, (step + 1) / num_warmup)
 
 
 def initial_state(rng_key: Array, run: training.Run, images: Array) -> training.TrainState:

@@ -31,8 +31,6 @@ from experiments.lab.tables import text
 from experiments.mnist_rbm import report
 from poejax import checkpoint, training
 
-_WARPED = 0.7  # of the updates, where copies are warped
-
 
 @dataclasses.dataclass(frozen=True)
 class Config(runs.DigitOptions):
@@ -60,10 +58,14 @@ class Config(runs.DigitOptions):
     learning_rate: float = 0.1
     """Held for the first 30 % of the updates, then lowered linearly to 2 % of itself. Of SGD; real
     values are learned by Adam at a twentieth of it."""
+    warmup_epochs: int = 0
+    """Epochs over which the rate rises to it; with high rates and many hidden units, spares the
+    first updates a blow that takes long to heal."""
     weight_decay: float = 1e-4  # L2 rate on the weight matrix; biases are spared.
     warped_copies: int = 0
     """Copies of the training images, each image turned, scaled, sheared and bent a little anew,
-    that are learned in their place for the first 70 % of the updates."""
+    that are learned in their place at first."""
+    warped_share: float = 0.9  # Share of the updates that learn from them.
     average_decay: float = 0.999
     """Decay of the moving average of the parameters, which is what gets evaluated."""
     epochs_per_report: int = 5  # Epochs between two lines of metrics.jsonl and two checkpoints.
@@ -91,6 +93,8 @@ class Config(runs.DigitOptions):
         "ais_steps": 0,
         "weight_decay": 0.0,
         "warped_copies": 0,
+        "warped_share": (0.0, 1.0),
+        "warmup_epochs": 0,
         "average_decay": (0.0, 1.0),
         "process_id": 0,
     }
@@ -113,7 +117,15 @@ _ALL_OF_MNIST = Config(
 PRESETS = {
     "default": Config(),
     "full": _ALL_OF_MNIST,
-    "record": dataclasses.replace(_ALL_OF_MNIST, preset="record", num_hidden=2000, num_epochs=500),
+    "record": dataclasses.replace(
+        _ALL_OF_MNIST,
+        preset="record",
+        num_hidden=2000,
+        num_epochs=850,
+        learning_rate=0.6,
+        warmup_epochs=10,
+        warped_copies=16,
+    ),
     "smoke": Config(
         preset="smoke",
         dataset="digits",
@@ -164,9 +176,12 @@ def build(config: Config) -> Problem:
     devices.require_shares(mesh, shared, {"num_hidden": config.num_hidden})
     steps_per_epoch = len(data.train) // config.batch_size
     optimizer = rbm_recipe.optimizer_of_reals if data.coordinates else rbm_recipe.optimizer
+    epochs = (config.num_epochs, config.warmup_epochs)
     run = training.Run(
         estimator,
-        optimizer(config.learning_rate, config.weight_decay, config.num_epochs * steps_per_epoch),
+        optimizer(
+            config.learning_rate, config.weight_decay, *(steps_per_epoch * n for n in epochs)
+        ),
         config.batch_size,
         preprocess=devices.spread(data.preprocess, mesh),
         average=True,
@@ -181,7 +196,7 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
     directory, (data, run, per_epoch, mesh) = workdir / "checkpoints", problem
     rows = jnp.asarray(data.train)
     total, chunk = config.num_epochs * per_epoch, config.epochs_per_report * per_epoch
-    warped_until = int(_WARPED * total / chunk) * chunk if config.warped_copies else 0
+    warped_until = int(config.warped_share * total / chunk) * chunk if config.warped_copies else 0
     state = rbm_recipe.initial_state(jax.random.key(config.seed), run, rows)
     state, rows = devices.place((state, rows), mesh)
     latest = devices.agree(_last_step(workdir))
