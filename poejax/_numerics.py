@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
 from poejax.types import Array, PyTree
 
@@ -44,29 +43,6 @@ def total_of_few(v: Array) -> Array:
     """Return the sum of a vector [n] that others were added up to, []; see `total`."""
     blocks = jnp.pad(v, (0, -len(v) % _BLOCK)).reshape(-1, _BLOCK) if len(v) > _BLOCK else v
     return jnp.sum(jnp.matmul(blocks, jnp.ones(blocks.shape[-1], v.dtype), precision="highest"))
-
-
-@jax.custom_jvp
-def inner_product(v: Array, w: Array) -> Array:
-    """Return <v, w> of two vectors [n], []; see `total`."""
-    return total(v * w)
-
-
-def _inner_product_jvp(
-    primals: tuple[Array, Array], tangents: tuple[Any, Any]
-) -> tuple[Array, Array]:
-    # By products of matrices, unlike the value: the gradient of a mean over rows is then one,
-    # where an elementwise product and its sum would write and read all rows anew.
-    pairs = zip(tangents, reversed(primals), strict=True)
-    changes = [
-        jnp.matmul(tangent, other, precision="highest")
-        for tangent, other in pairs
-        if not isinstance(tangent, SymbolicZero)
-    ]
-    return inner_product(*primals), functools.reduce(operator.add, changes)
-
-
-inner_product.defjvp(_inner_product_jvp, symbolic_zeros=True)
 
 
 def sum_of_squares(v: Array) -> Array:

@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 
 import poejax as pj
-from experiments import (
-    mnist_rbm,
-)
-from experiments.lab import runs
+from experiments import mnist_rbm
+from experiments.lab import rbm_recipe, runs, warps
+from poejax import training
 
 ROOT = Path(__file__).parent.parent
 SMOKE = dataclasses.replace(mnist_rbm.PRESETS["smoke"], ais_steps=20, sample_steps=5)
@@ -86,6 +85,11 @@ def test_smoke_run_writes_everything_a_user_looks_at(tmp_path):
         (["--estimator", "magic"], "magic"),
         (["--ais-chains", "1"], "ais_chains"),
         (["--warped-copies", "-1"], "warped_copies: expected at least 0, got -1"),
+        (
+            ["--warped-copies", "1", "--num-epochs", "2"],
+            "num_epochs: expected at least two reports",
+        ),
+        (["--warmup-epochs", "2"], "warmup_epochs: expected at most 1 of num_epochs"),
         (["--visible", "gaussian"], "visible: expected a file in --data"),
         (["--data", "nothing.csv"], "data: found no file"),
     ],
@@ -211,6 +215,36 @@ def test_paths_with_a_home_folder_and_empty_ones(main, tmp_path, monkeypatch):
         assert status == 1
         assert "workdir: expected a value, got an empty one" in said
     assert [p.name for p in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.slow
+def test_warped_copies_are_learned_first_and_the_images_after_them(tmp_path, monkeypatch):
+    seen, steps = [], training.Run.steps
+
+    def watched(run, state, rows, num_steps, *args):
+        seen.append((len(rows), float(rows.mean()), num_steps))
+        return steps(run, state, rows, num_steps, *args)
+
+    monkeypatch.setattr(training.Run, "steps", watched)
+    config = dataclasses.replace(SMOKE, epochs_per_report=1, warped_copies=2, warped_share=0.5)
+    problem = mnist_rbm.build(config)
+    mnist_rbm.train(config, problem, tmp_path)
+    images, shape = problem.data.train, problem.data.shape
+    copies = warps.warped(images, shape, 2, config.seed)
+    assert [row[::2] for row in seen] == [(2 * len(images), 24), (len(images), 24)]
+    assert [row[1] for row in seen] == pytest.approx([copies.mean(), images.mean()], rel=1e-5)
+    shares = {0.01: 1, 0.5: 2, 0.99: 3}
+    for share, num_epochs in shares.items():
+        assert dataclasses.replace(config, warped_share=share).num_warped == num_epochs
+
+
+def test_a_warm_up_rises_linearly_to_the_rate_that_is_held_and_lowered():
+    plain = rbm_recipe.held_then_lowered(0.5, 100)
+    warm = rbm_recipe.held_then_lowered(0.5, 100, num_warmup=10)
+    assert [float(warm(i)) for i in (0, 4, 9)] == pytest.approx([0.05, 0.25, 0.5])
+    for i in (10, 29, 60, 100):
+        assert float(warm(i)) == float(plain(i))
+    assert float(plain(100)) == pytest.approx(0.01)
 
 
 @pytest.mark.slow

@@ -284,3 +284,20 @@ def test_a_folder_of_idx_files_keeps_its_splits(tmp_path):
     assert "60 rows of 30 columns, images of 6 x 5; a folder of IDX files" in own_data.said(data)
     with pytest.raises(ValueError, match="visible: expected bernoulli for a folder of images"):
         load(folder, "gaussian")
+
+
+def test_copies_are_warped_of_images_of_intensities_alone(tmp_path):
+    rng, name = np.random.default_rng(0), str(tmp_path / "x.npy")
+    config = dataclasses.replace(
+        mnist_rbm.PRESETS["smoke"], data=tmp_path / "x.npy", batch_size=5, warped_copies=1
+    )
+    for values in (
+        rng.integers(0, 2, (40, 8, 8)),  # of bits nothing but zeros would be left
+        rng.normal(size=(40, 64)),
+        rng.integers(0, 255, (40, 12, 16, 3)),
+    ):
+        np.save(name, values)
+        with pytest.raises(ValueError, match="warped_copies: expected 0, as x"):
+            mnist_rbm.build(config)
+    np.save(name, rng.integers(0, 255, (40, 8, 8)))
+    assert mnist_rbm.build(config).data.shape == (8, 8)

@@ -44,21 +44,38 @@ def test_copies_are_as_bright_as_sharp_and_as_centred_as_the_images(copies):
     assert (near < far).mean() > 0.99
 
 
-def test_the_maps_have_the_stated_deviations(monkeypatch):
+def test_the_maps_have_the_stated_deviations():
     maps = warps._maps(np.random.default_rng(0), 100_000)
     error = 4 / np.sqrt(2 * 100_000)
-    log_areas = np.log(np.linalg.det(maps))  # turns and shears keep areas
-    assert log_areas.std() == pytest.approx(np.sqrt(2) * 0.06, rel=error)
+    scales = np.log(np.linalg.norm(maps[:, :, 0], axis=1))
+    assert scales.std() == pytest.approx(0.06, rel=error)
+    assert np.log(np.linalg.det(maps)).std() == pytest.approx(np.sqrt(2) * 0.06, rel=error)
     turns = np.arctan2(maps[:, 1, 0], maps[:, 0, 0])
     assert np.rad2deg(turns).std() == pytest.approx(5, rel=error)
-    # Displacements alone, of a picture of its own column numbers: (½² + 0.2²)^½ pixels.
+    # Of A = R [[1, h], [0, 1]] diag(s) the columns' product is s₁ s₂ h.
+    shears = (maps[:, :, 0] * maps[:, :, 1]).sum(axis=1) / np.linalg.det(maps)
+    assert shears.std() == pytest.approx(0.08, rel=error)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (14, 28)])
+def test_displacements_have_the_stated_deviations_along_both_axes(shape, monkeypatch):
     monkeypatch.setattr(warps, "_maps", lambda rng, n: np.tile(np.eye(2), (n, 1, 1)))
     monkeypatch.setattr(warps, "_CONTRAST", 1.0)
-    ramp = np.tile(np.arange(28, dtype=np.uint8) * 9, (28, 1)).reshape(1, -1)
-    shown = warps.warped(np.repeat(ramp, 4_000, axis=0), SHAPE, 1, seed=0)
-    inner = shown.reshape(-1, *SHAPE)[:, 14, 14] / 9 - 14
-    assert inner.std() == pytest.approx(np.hypot(0.5, 0.2), rel=4 / np.sqrt(2 * 4_000) + 0.01)
+    # Pictures of their own row and column numbers.
+    for ramp in np.indices(shape):
+        row = (9 * ramp).astype(np.uint8).reshape(1, -1)
+        shown = warps.warped(np.repeat(row, 4_000, axis=0), shape, 1, seed=0)
+        middle = tuple(size // 2 for size in shape)
+        inner = shown.reshape(-1, *shape)[:, *middle] / 9 - ramp[middle]
+        unit = min(shape) / 28
+        # The displacements meet themselves at the edges, the nearest four of their lengths away.
+        assert inner.std() == pytest.approx(unit * np.hypot(0.5, 0.2), rel=4 / np.sqrt(8_000))
+        assert abs(inner.mean()) < 4 * inner.std() / np.sqrt(4_000)
 
 
-def test_no_ink_stays_none_and_sizes_need_not_be_square():
-    assert not warps.warped(np.zeros((3, 60), np.uint8), (6, 10), 2, seed=0).any()
+def test_nothing_moves_where_nothing_is_drawn(monkeypatch):
+    monkeypatch.setattr(warps, "_maps", lambda rng, n: np.tile(np.eye(2), (n, 1, 1)))
+    for name, value in {"_CONTRAST": 1.0, "_SHIFT": 0.0, "_BEND": 0.0}.items():
+        monkeypatch.setattr(warps, name, value)
+    images = np.random.default_rng(0).integers(0, 256, (3, 60)).astype(np.uint8)
+    np.testing.assert_array_equal(warps.warped(images, (6, 10), 1, seed=0), images)

@@ -139,8 +139,9 @@ def load(path: Path, units: Units | None, binarization: str, num_validation: int
         coordinates = _standardise(values[parts[0]], names, path)
         rows, visible = coordinates.events(values), pj.units.GaussianDiag(size)
     square = math.isqrt(size)
-    if kind in ("bits", "intensities") and square**2 == size and square >= _SMALLEST_SIDE:
-        shape = shape or (square, square)
+    is_square = table.values.ndim == 2 and square**2 == size and square >= _SMALLEST_SIDE
+    if kind in ("bits", "intensities") and is_square:
+        shape = (square, square)
     train, validation, test = (rows[part] for part in parts)
     data = Data(
         train, validation, test, visible, preprocess, path.name, shape, names, coordinates, levels

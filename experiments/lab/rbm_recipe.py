@@ -14,6 +14,8 @@ from experiments.lab import runs
 from poejax import training
 from poejax.types import Array, Estimator, Params
 
+HELD = 0.3  # share of the updates before a rate is lowered
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -122,13 +124,13 @@ def optimizer_of_reals(
 def held_then_lowered(
     learning_rate: float,
     num_steps: int,
-    held: float = 0.3,
+    held: float = HELD,
     last: float = 0.02,
     num_warmup: int = 0,
 ) -> optax.Schedule:
     """Hold a rate for a share `held` of the updates, then lower it linearly to a share `last`.
 
-    It is reached linearly over the first `num_warmup` updates.
+    It is reached linearly over the first `num_warmup` updates, no more than those of the share.
     """
     start = int(held * num_steps)
     lowered = optax.linear_schedule(learning_rate, last * learning_rate, num_steps - start)

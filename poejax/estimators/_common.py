@@ -113,7 +113,10 @@ def advance(rng_key: Array, kernel: Kernel, params: Params, states: Any, num_ste
 
 
 def _written(rng_key: Array, drawn: T, before: T) -> T:
-    """Return `drawn`, made once: XLA would draw the chains anew for every sum over them."""
+    """Return `drawn`, made once: XLA would draw the chains anew for every sum over them.
+
+    Under vmap over keys its condition becomes a selection, which is right but fuses.
+    """
 
     def by_condition(drawn: T) -> T:
         # A CPU's barriers are gone before XLA fuses; what a condition returns stays apart. This
@@ -122,9 +125,12 @@ def _written(rng_key: Array, drawn: T, before: T) -> T:
         kept: T = jax.lax.cond(holds, lambda s: s, lambda _: before, drawn)
         return kept
 
-    written: T = jax.lax.platform_dependent(
-        drawn, cpu=by_condition, default=jax.lax.optimization_barrier
-    )
+    def by_barriers(drawn: T) -> T:
+        # One for each: what is common to all devices must not vary for what is not.
+        kept: T = jax.tree.map(jax.lax.optimization_barrier, drawn)
+        return kept
+
+    written: T = jax.lax.platform_dependent(drawn, cpu=by_condition, default=by_barriers)
     return written
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from poejax import _checks
-from poejax._numerics import as_float, at_least_float32, inner_product
+from poejax._numerics import as_float, at_least_float32, total
 from poejax.types import Array, Event, Field, Params
 from poejax.units.base import Unit
 
@@ -57,7 +57,7 @@ class VectorUnit(Unit):
 
     def inner(self, field: Field, x: Event) -> Array:
         # Not a dot of both: accelerators would round its operands.
-        return inner_product(at_least_float32(field), self.linear_statistic(x))
+        return total(at_least_float32(field) * self.linear_statistic(x))
 
     def value_at(self, index: Array, dtype: Any) -> Array:
         if self.num_values is None:
