@@ -181,3 +181,22 @@ def test_rows_are_mapped_in_pieces_with_the_same_derivatives():
     whole, pieces = (jax.value_and_grad(total)(weight, size) for size in (100, 4))
     np.testing.assert_allclose(pieces[0], whole[0], rtol=1e-6)
     np.testing.assert_allclose(pieces[1], whole[1], rtol=1e-5)
+
+
+def test_gradients_of_means_over_many_rows():
+    """A product of one row with a matrix, of a CPU, would lose 9e-4 of the biases' here."""
+    num_rows, model = 400_000, pj.models.rbm(4, 2)
+    rng = np.random.default_rng(0)
+    x = (rng.random((num_rows, 4)) < 0.7).astype(np.float32)
+    w, b = rng.normal(size=(4, 2)), rng.normal(size=2)
+    params = model.init(jax.random.key(0))
+    params["hidden"] = {"w": jnp.asarray(w, jnp.float32), "b": jnp.asarray(b, jnp.float32)}
+
+    def mean(params, x):
+        return jax.vmap(model.log_density, in_axes=(None, 0))(params, x).mean()
+
+    found = jax.grad(mean)(params, jnp.asarray(x))
+    h = 1 / (1 + np.exp(-(x @ w + b)))
+    expected = {"bias": {"field": x.mean(axis=0, dtype=float)}}
+    expected["hidden"] = {"w": x.T.astype(float) @ h / num_rows, "b": h.mean(axis=0)}
+    jax.tree.map(lambda v, e: np.testing.assert_allclose(v, e, rtol=5e-6), found, expected)
