@@ -41,8 +41,11 @@ def total(v: Array) -> Array:
 
 def total_of_few(v: Array) -> Array:
     """Return the sum of a vector [n] that others were added up to, []; see `total`."""
-    blocks = jnp.pad(v, (0, -len(v) % _BLOCK)).reshape(-1, _BLOCK) if len(v) > _BLOCK else v
-    return jnp.sum(jnp.matmul(blocks, jnp.ones(blocks.shape[-1], v.dtype), precision="highest"))
+    if len(v) > _BLOCK:
+        # Filling up costs more than short blocks do.
+        block = next((b for b in range(_BLOCK, 0, -64) if len(v) % b == 0), _BLOCK)
+        v = jnp.pad(v, (0, -len(v) % block)).reshape(-1, block)
+    return jnp.sum(jnp.matmul(v, jnp.ones(v.shape[-1], v.dtype), precision="highest"))
 
 
 def sum_of_squares(v: Array) -> Array:

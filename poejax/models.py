@@ -22,7 +22,12 @@ __all__ = [
 ]
 
 
-def rbm(num_visible: int, num_hidden: int, visible_bias: bool = True) -> Product:
+def rbm(
+    num_visible: int,
+    num_hidden: int,
+    visible_bias: bool = True,
+    compute_dtype: str | None = None,
+) -> Product:
     """Binary restricted Boltzmann machine: a product of experts 1 + exp(w_jᵀx + b_j).
 
     log p(x) = aᵀx + Σ_j softplus(w_jᵀx + b_j) - log Z
@@ -31,6 +36,8 @@ def rbm(num_visible: int, num_hidden: int, visible_bias: bool = True) -> Product
       num_visible: number D of visible units in {0, 1}.
       num_hidden: number H of hidden units in {0, 1}.
       visible_bias: whether to include the expert exp(aᵀx).
+      compute_dtype: "bfloat16" rounds the factors of matrix products; see `experts.HiddenBank`. To
+        learn and to sample fast: a likelihood is best measured without.
 
     Returns:
       Product with params {"bias": {"field": [D]}, "hidden": {"w": [D, H], "b": [H]}}.
@@ -38,7 +45,8 @@ def rbm(num_visible: int, num_hidden: int, visible_bias: bool = True) -> Product
     Source: Smolensky (1986); Hinton (2002), section 4.
     """
     visible = Bernoulli(_checks.positive_int("num_visible", num_visible))
-    hidden = HiddenBank(visible, Bernoulli(_checks.positive_int("num_hidden", num_hidden)))
+    latent = Bernoulli(_checks.positive_int("num_hidden", num_hidden))
+    hidden = HiddenBank(visible, latent, compute_dtype=compute_dtype)
     if not visible_bias:
         return product(visible, hidden=hidden)
     return product(visible, bias=Bias(visible), hidden=hidden)

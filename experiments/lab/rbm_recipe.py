@@ -75,11 +75,13 @@ def as_bits(rng_key: Array, images: Array) -> Array:
     return images.astype(jnp.result_type(float))
 
 
-def make_model(visible: pj.units.Unit, num_hidden: int) -> pj.Product:
+def make_model(
+    visible: pj.units.Unit, num_hidden: int, compute_dtype: str | None = None
+) -> pj.Product:
     """Build the RBM of any visible units with binary hidden ones."""
-    if isinstance(visible, pj.units.Bernoulli):
-        return pj.models.rbm(visible.size, num_hidden)
-    hidden = pj.experts.HiddenBank(visible, pj.units.Bernoulli(num_hidden))
+    hidden = pj.experts.HiddenBank(
+        visible, pj.units.Bernoulli(num_hidden), compute_dtype=compute_dtype
+    )
     return pj.product(visible, bias=pj.experts.Bias(visible), hidden=hidden)
 
 

@@ -36,6 +36,7 @@ class Problem(NamedTuple):
     """A config made concrete."""
 
     data: own_data.Data
+    model: pj.Product  # As it is evaluated.
     run: training.Run
     steps_per_epoch: int
     mesh: Mesh | None
@@ -59,9 +60,12 @@ def build(config: Config) -> Problem:
             f"warped_copies: expected 0, as {data.name} holds no images of intensities from 0 to "
             f"255, got {config.warped_copies}"
         )
-    model = rbm_recipe.make_model(data.visible, config.num_hidden)
+    low = None if config.compute_dtype == "float32" else config.compute_dtype
+    model, trained = (
+        rbm_recipe.make_model(data.visible, config.num_hidden, dtype) for dtype in (None, low)
+    )
     estimator = rbm_recipe.make_estimator(
-        model, config.estimator, config.num_chains, config.num_gibbs_steps, config.centered
+        trained, config.estimator, config.num_chains, config.num_gibbs_steps, config.centered
     )
     mesh = devices.make_mesh(config.data_devices, config.model_devices)
     shared = {"batch_size": config.batch_size, "ais_chains": config.ais_chains}
@@ -81,12 +85,12 @@ def build(config: Config) -> Problem:
         average_decay=config.average_decay,
         rollback=training.Rollback() if config.estimator == "ptt" else None,
     )
-    return Problem(data, run, steps_per_epoch, mesh)
+    return Problem(data, model, run, steps_per_epoch, mesh)
 
 
 def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.TrainState, list[Any]]:
     """Train from the last checkpoint in `workdir`, or from the start; returns state and metrics."""
-    directory, (data, run, per_epoch, mesh) = workdir / "checkpoints", problem
+    directory, (data, model, run, per_epoch, mesh) = workdir / "checkpoints", problem
     rows = jnp.asarray(data.train)
     total, chunk = config.num_epochs * per_epoch, config.epochs_per_report * per_epoch
     warped_until = config.num_warped * per_epoch
@@ -100,7 +104,7 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
     step = int(state.step)
     log = runs.MetricsLog(workdir / "metrics.jsonl", step)
     clock, seconds = time.perf_counter(), log.last("seconds", step)
-    monitor, watch = report.Monitor(run.model, data, config.seed), report.ChainWatch(state)
+    monitor, watch = report.Monitor(model, data, config.seed), report.ChainWatch(state)
 
     def note(state: training.TrainState, metrics: training.Metrics) -> None:
         nonlocal clock, seconds
@@ -184,9 +188,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         if config.ais_steps
         else pj.evidence.salakhutdinov_murray_betas()
     )
-    assert problem.run.model is not None
     evaluation = report.Evaluation(
-        problem.run.model, state.average, problem.data, config.seed, problem.mesh
+        problem.model, state.average, problem.data, config.seed, problem.mesh
     )
     results = evaluation.score(betas, config.ais_chains, config.sample_steps)
     seconds = records[-1]["seconds"] if records else math.nan  # metrics.jsonl may have been lost

@@ -55,7 +55,7 @@ def _times(r: Array, s: Array) -> Array:
 def _sum_of_softplus(field: Array) -> Array:
     wide = at_least_float32(field)
     # In rows of whole registers, filled up with units that are surely off.
-    width = 64 if len(wide) >= 64 else 8
+    width = 512 if len(wide) > 2048 else 64 if len(wide) >= 64 else 8
     padding = (0, -len(wide) % width)
     rows = jnp.pad(wide, padding, constant_values=jnp.finfo(wide.dtype).min).reshape(8, -1)
     positive = functools.reduce(operator.add, [jnp.maximum(row, 0) for row in rows])

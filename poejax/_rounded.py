@@ -1,0 +1,91 @@
+"""Matrix products whose factors are rounded to bfloat16, and that sum in float32.
+
+A cast alone would give gradients in bfloat16 too, sums over a batch of which contrastive learning
+takes small differences; a dot algorithm alone is one that a CPU does not follow. So this is a
+primitive of its own, whose derivatives are products of the same kind: an einsum of two factors,
+whose every index is one of the other's or of the result's.
+"""
+
+from __future__ import annotations
+
+import functools
+import string
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from poejax import _meshes
+from poejax.types import Array
+
+_ALGORITHM = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
+_product_p = Primitive("rounded_product")
+
+
+def matmul(v: Array, w: Array, transpose: bool) -> Array:
+    """Return vᵀw, or w v where it is to transpose, in float32; v and w are rounded to bfloat16."""
+    v, w = (jnp.asarray(factor, jnp.float32) for factor in _meshes.alike(v, w))
+    return _product(v, w, "k", "nk" if transpose else "kn", "n")
+
+
+def _product(x: Array, y: Array, *terms: str) -> Array:
+    made: Array = _product_p.bind(x, y, terms=terms)
+    return made
+
+
+def _by_algorithm(x: Array, y: Array, *, terms: tuple[str, str, str]) -> Array:
+    return jnp.einsum("{},{}->{}".format(*terms), x, y, precision=_ALGORITHM)
+
+
+def _on_cpu(x: Array, y: Array, *, terms: tuple[str, str, str]) -> Array:
+    # Half the time where a CPU has a unit for it, which XLA asks only where the last index of x is
+    # summed over; x is turned for it, and apart from the product, as XLA would turn it back.
+    (a, b, out), x, y = terms, x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    turned = "".join(sorted(a, key=lambda i: out.find(i) % (len(out) + 1)))
+    if a[-1] in out and turned[-1] not in out:
+        x, a = _turned(x, [a.index(i) for i in turned]), turned
+    return jnp.einsum(f"{a},{b}->{out}", x, y, preferred_element_type=jnp.float32)
+
+
+def _turned(x: Array, axes: list[int]) -> Array:
+    # What a condition returns is written down. This one always holds, which XLA does not see.
+    holds = jax.lax.bitcast_convert_type(jnp.ravel(x)[0], jnp.uint16) | 1 != 0
+    shape = [x.shape[axis] for axis in axes]
+    turned: Array = jax.lax.cond(
+        holds, lambda v: jnp.transpose(v, axes), lambda v: jnp.reshape(v, shape), x
+    )
+    return turned
+
+
+def _shape(x: Any, y: Any, *, terms: tuple[str, str, str]) -> Any:
+    return jax.make_jaxpr(functools.partial(_by_algorithm, terms=terms))(x, y).out_avals[0]
+
+
+def _batched(factors: Any, axes: Any, *, terms: tuple[str, str, str]) -> tuple[Array, int]:
+    new = next(i for i in string.ascii_letters if i not in "".join(terms))
+    *both, out = terms
+    a, b = (
+        i if axis is None else i[:axis] + new + i[axis:]
+        for i, axis in zip(both, axes, strict=True)
+    )
+    return _product(*factors, a, b, new + out), 0
+
+
+def _to_x(given: Array, _: Any, y: Array, *, terms: tuple[str, str, str]) -> Array:
+    a, b, out = terms
+    return _product(given, y, out, b, a)
+
+
+def _to_y(given: Array, x: Array, _: Any, *, terms: tuple[str, str, str]) -> Array:
+    a, b, out = terms
+    return _product(x, given, a, out, b)
+
+
+_product_p.def_impl(jax.jit(_product_p.bind, static_argnames="terms"))
+_product_p.def_abstract_eval(_shape)
+batching.primitive_batchers[_product_p] = _batched
+ad.defbilinear(_product_p, _to_x, _to_y)
+mlir.register_lowering(_product_p, mlir.lower_fun(_by_algorithm, multiple_results=False))
+mlir.register_lowering(_product_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")

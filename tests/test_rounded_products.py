@@ -1,0 +1,126 @@
+"""Products of factors rounded to bfloat16: values, derivatives and batches of both, float64's."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import poejax as pj
+from poejax._rounded import matmul
+
+M, N, ROWS, MEMBERS = 7, 5, 6, 3
+
+
+def rounded(v):
+    return np.asarray(jnp.asarray(v, jnp.bfloat16), np.float64)
+
+
+def factors(transpose, scale=1.0, offset=0.0):
+    rng = np.random.default_rng(0)
+    x = offset + scale * rng.normal(size=(MEMBERS, ROWS, M))
+    w = rng.normal(size=(MEMBERS, M, N))
+    g = scale * rng.normal(size=(MEMBERS, ROWS, N))
+    w = w.swapaxes(1, 2) if transpose else w
+    return tuple(jnp.asarray(v, jnp.float32) for v in (x, w, g))
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("own_weights", [False, True], ids=["one w", "members"])
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1e-6, 0.0), (1e6, 0.0), (1.0, 300.0)])
+@pytest.mark.parametrize("jitted", [False, True])
+def test_values_and_cotangents_sum_rounded_factors_in_float32(
+    jitted, scale, offset, own_weights, transpose
+):
+    x, w, g = factors(transpose, scale, offset)
+    w = w if own_weights else w[0]
+
+    def batched(x, w):
+        rows = jax.vmap(lambda v, w: matmul(v, w, transpose), (0, None))
+        return jax.vmap(rows, (0, 0 if own_weights else None))(x, w)
+
+    def all_three(x, w, g):
+        value, pull = jax.vjp(batched, x, w)
+        return value, *pull(g)
+
+    found = (jax.jit(all_three) if jitted else all_three)(x, w, g)
+    x, w, g = rounded(x), rounded(w), rounded(g)
+    full = np.broadcast_to(w, (MEMBERS, *w.shape[-2:]))
+    full = full.swapaxes(1, 2) if transpose else full
+    by_w = np.einsum("abm,abn->anm" if transpose else "abm,abn->amn", x, g)
+    expected = x @ full, g @ full.swapaxes(1, 2), by_w if own_weights else by_w.sum(0)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == jnp.float32
+        np.testing.assert_allclose(one, other, rtol=2e-6, atol=2e-6 * np.abs(other).max())
+
+
+def test_forward_and_second_derivatives():
+    x, w, _ = factors(False)
+    x, w = x[0, 0], w[0]
+    _, tangent = jax.jvp(lambda v: matmul(v, w, False), (x,), (jnp.ones_like(x),))
+    np.testing.assert_allclose(tangent, rounded(w).sum(0), rtol=1e-5)
+    hessian = jax.hessian(lambda v: jnp.sum(matmul(v, w, False) ** 2))(x)
+    # The cotangent is rounded once more on its way back.
+    exact = 2 * rounded(w) @ rounded(w).T
+    np.testing.assert_allclose(hessian, exact, rtol=2**-6, atol=2**-7)
+
+
+def low_model(size=12, num_hidden=9):
+    visible, hidden = pj.units.Bernoulli(size), pj.units.Bernoulli(num_hidden)
+    bank = pj.experts.HiddenBank(visible, hidden, init_scale=1.0, compute_dtype="bfloat16")
+    return pj.product(visible, bias=pj.experts.Bias(visible), hidden=bank)
+
+
+def test_a_cpu_multiplies_in_bfloat16():
+    def lowered(model):
+        x = jnp.ones((4, 12))
+        grad = jax.jit(jax.grad(lambda p: jnp.sum(jax.vmap(model.log_density, (None, 0))(p, x))))
+        return grad.trace(model.init(jax.random.key(0))).lower(lowering_platforms=("cpu",)).as_text()
+
+    def of_matrices(text):
+        lines = [line for line in text.splitlines() if "dot_general" in line]
+        return [line for line in lines if "x9x" in line.split("->")[0]]
+
+    low = of_matrices(lowered(low_model()))
+    assert len(low) == 2  # the fields, and their gradient
+    assert all("9xbf16" in line and "f32>" in line.split("->")[1] for line in low)
+
+
+def test_the_gradient_inside_shard_map_is_that_outside():
+    model = low_model()
+    params = model.init(jax.random.key(0))
+    count = len(jax.devices())
+    x = jax.random.bernoulli(jax.random.key(1), 0.4, (8 * count, 12)).astype(jnp.float32)
+    mesh = jax.make_mesh((count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.PartitionSpec("data")
+
+    def total(params, x):
+        return jnp.sum(jax.vmap(model.log_density, (None, 0))(params, x))
+
+    # Of parameters that all devices share, the gradient is the sum over them.
+    whole = jax.shard_map(
+        jax.grad(total), mesh=mesh, in_specs=(jax.sharding.PartitionSpec(), rows), out_specs=jax.P()
+    )
+    found, expected = jax.jit(whole)(params, x), jax.grad(total)(params, x)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_exports_with_a_symbolic_number_of_rows():
+    model = low_model()
+    params = model.init(jax.random.key(0))
+    (rows,) = export.symbolic_shape("rows")
+
+    def grads(params, x):
+        return jax.grad(lambda p: jnp.sum(jax.vmap(model.log_density, (None, 0))(p, x)))(params)
+
+    shape = jax.ShapeDtypeStruct((rows, 12), jnp.float32)
+    made = export.export(jax.jit(grads), platforms=("cpu", "cuda", "tpu"))(
+        jax.eval_shape(lambda: params), shape
+    )
+    x = jax.random.bernoulli(jax.random.key(1), 0.4, (5, 12)).astype(jnp.float32)
+    found, expected = made.call(params, x), grads(params, x)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
