@@ -67,8 +67,7 @@ def _batched(factors: Any, axes: Any, *, terms: tuple[str, str, str]) -> tuple[A
     new = next(i for i in string.ascii_letters if i not in "".join(terms))
     *both, out = terms
     a, b = (
-        i if axis is None else i[:axis] + new + i[axis:]
-        for i, axis in zip(both, axes, strict=True)
+        i if axis is None else i[:axis] + new + i[axis:] for i, axis in zip(both, axes, strict=True)
     )
     return _product(*factors, a, b, new + out), 0
 

@@ -238,6 +238,22 @@ def test_warped_copies_are_learned_first_and_the_images_after_them(tmp_path, mon
         assert dataclasses.replace(config, warped_share=share).num_warped == num_epochs
 
 
+@pytest.mark.slow
+def test_training_in_bfloat16_is_evaluated_in_float32(tmp_path):
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        config = dataclasses.replace(SMOKE, num_hidden=64, compute_dtype=dtype)
+        problem = mnist_rbm.build(config)
+        assert problem.model["hidden"].compute_dtype is None
+        assert problem.run.model["hidden"].compute_dtype == (dtype if dtype[0] == "b" else None)
+        (tmp_path / dtype).mkdir()
+        state, _ = mnist_rbm.train(config, problem, tmp_path / dtype)
+        found[dtype] = np.asarray(state.params["hidden"]["w"])
+        assert found[dtype].dtype == np.float32
+    assert np.abs(found["float32"] - found["bfloat16"]).max() > 0
+    assert np.corrcoef(*(w.ravel() for w in found.values()))[0, 1] > 0.8
+
+
 def test_a_warm_up_rises_linearly_to_the_rate_that_is_held_and_lowered():
     plain = rbm_recipe.held_then_lowered(0.5, 100)
     warm = rbm_recipe.held_then_lowered(0.5, 100, num_warmup=10)
@@ -261,7 +277,8 @@ def test_divergence_exits_non_zero_and_keeps_the_last_good_checkpoint(tmp_path):
 @pytest.mark.parametrize(("estimator", "num_kills"), [("pcd", 5), ("ptt", 2)])
 def test_killed_often_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path, estimator, num_kills):
     changes = {"num_epochs": 60, "epochs_per_report": 1, "num_hidden": 8, "estimator": estimator}
-    changes |= {"warped_copies": 2} if estimator == "pcd" else {}
+    if estimator == "pcd":
+        changes |= {"warped_copies": 2, "compute_dtype": "bfloat16"}
     options = [part for k, v in changes.items() for part in (f"--{k.replace('_', '-')}", str(v))]
     options += ["--ais-steps", "2", "--sample-steps", "1"]
     config = dataclasses.replace(mnist_rbm.PRESETS["smoke"], **changes)

@@ -77,7 +77,9 @@ def test_a_cpu_multiplies_in_bfloat16():
     def lowered(model):
         x = jnp.ones((4, 12))
         grad = jax.jit(jax.grad(lambda p: jnp.sum(jax.vmap(model.log_density, (None, 0))(p, x))))
-        return grad.trace(model.init(jax.random.key(0))).lower(lowering_platforms=("cpu",)).as_text()
+        return (
+            grad.trace(model.init(jax.random.key(0))).lower(lowering_platforms=("cpu",)).as_text()
+        )
 
     def of_matrices(text):
         lines = [line for line in text.splitlines() if "dot_general" in line]

@@ -8,24 +8,41 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from poejax import _random, chains
+from poejax import _random, _rounded, chains
 
 
-@functools.partial(jax.jit, static_argnames="num_steps")
-def sweeps(x: jax.Array, w: jax.Array, num_steps: int) -> jax.Array:
+def _multiply(x: jax.Array, w: jax.Array, low: bool, transpose: bool = False) -> jax.Array:
+    if not low:
+        return x @ (w.T if transpose else w)
+    return jax.vmap(lambda row: _rounded.matmul(row, w, transpose))(x)
+
+
+@functools.partial(jax.jit, static_argnames=("num_steps", "low"))
+def sweeps(x: jax.Array, w: jax.Array, num_steps: int, low: bool = False) -> jax.Array:
     """Take the two products of a sweep, and of a step of annealing, and nothing else."""
-    return jax.lax.scan(lambda x, _: ((x @ w) @ w.T, None), x, length=num_steps)[0]
+
+    def body(x: jax.Array, _: None) -> Any:
+        return _multiply(_multiply(x, w, low), w, low, transpose=True), None
+
+    return jax.lax.scan(body, x, length=num_steps)[0]
 
 
-@functools.partial(jax.jit, static_argnames="num_steps")
-def updates(x: jax.Array, data: jax.Array, w: jax.Array, num_steps: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("num_steps", "low"))
+def updates(
+    x: jax.Array, data: jax.Array, w: jax.Array, num_steps: int, low: bool = False
+) -> jax.Array:
     """Take the six products of a PCD update: a sweep, both phases' means, both gradients."""
 
     def body(carry: tuple[jax.Array, jax.Array], _: None) -> Any:
         x, w = carry
-        x = (x @ w) @ w.T
-        grad = data.T @ (data @ w) - x.T @ (x @ w)
-        return (1e-3 * x, w + 1e-9 * grad), None
+        x = _multiply(_multiply(x, w, low), w, low, transpose=True)
+
+        def gradient(rows: jax.Array) -> jax.Array:
+            means, pull = jax.vjp(lambda w: _multiply(rows, w, low), w)
+            found: jax.Array = pull(means)[0]
+            return found
+
+        return (1e-3 * x, w + 1e-9 * (gradient(data) - gradient(x))), None
 
     return jax.lax.scan(body, (x, w), length=num_steps)[0][1]
 

@@ -18,6 +18,7 @@ from experiments.benchmark.timing import Contestant
 from poejax import streams, training
 
 BATCH = 100
+_LOW = "bfloat16"
 _WORK = 1.5e10  # floating-point operations of one timing, some tenths of a second
 
 
@@ -56,8 +57,9 @@ def steps_of(flop: float, least: int = 3, most: int = 400) -> int:
     return int(np.clip(_WORK / flop, least, most))
 
 
-def _rbm(size: Sizes) -> tuple[Any, Any, Any, Any]:
-    model, key = pj.models.rbm(size.visible, size.hidden), jax.random.key(0)
+def _rbm(size: Sizes, compute_dtype: str | None = None) -> tuple[Any, Any, Any, Any]:
+    model = pj.models.rbm(size.visible, size.hidden, compute_dtype=compute_dtype)
+    key = jax.random.key(0)
     params = model.init(key)
     kernel = pj.kernels.block_gibbs(model)
     return model, params, kernel, pj.chains.init(key, kernel, params, size.chains)
@@ -66,6 +68,7 @@ def _rbm(size: Sizes) -> tuple[Any, Any, Any, Any]:
 def gibbs(size: Sizes, with_peers: bool) -> Case:
     """Return block-Gibbs sweeps of an RBM."""
     _, params, kernel, chains = _rbm(size)
+    _, _, low, _ = _rbm(size, _LOW)
     x, w, key = chains.x, params["hidden"]["w"], jax.random.key(1)
     num_steps = steps_of(size.flop)
     h = jnp.zeros((size.chains, size.hidden))
@@ -73,6 +76,8 @@ def gibbs(size: Sizes, with_peers: bool) -> Case:
         "products alone": lambda: limits.sweeps(x, w, num_steps),
         "bits alone": lambda: limits.bits(x, h, num_steps),
         "poejax": lambda: pj.chains.run(key, kernel, params, chains, num_steps),
+        f"products alone, {_LOW}": lambda: limits.sweeps(x, w, num_steps, low=True),
+        f"poejax, Gibbs in {_LOW}": lambda: pj.chains.run(key, low, params, chains, num_steps),
     }
     contestants = {name: Contestant(run, num_steps) for name, run in found.items()}
     if with_peers:
@@ -86,12 +91,17 @@ def train(size: Sizes, with_peers: bool) -> Case:
     data = jax.random.bernoulli(jax.random.key(2), 0.2, (BATCH, size.visible)).astype(jnp.float32)
     flop = 2.0 * size.visible * size.hidden * (4 * size.chains + 2 * BATCH)
     num_steps, tx = steps_of(flop), optax.sgd(peers.RATE)
-    contestants = {
-        "products alone": Contestant(
-            lambda: limits.updates(chains.x, data, params["hidden"]["w"], num_steps), num_steps
+    alone = {
+        f"products alone{of}": functools.partial(
+            limits.updates, chains.x, data, params["hidden"]["w"], num_steps, low
         )
+        for of, low in (("", False), (f", {_LOW}", True))
     }
-    rules: dict[str, Any] = {"poejax, PCD-1": pj.estimators.pcd(model, size.chains)}
+    contestants = {name: Contestant(run, num_steps) for name, run in alone.items()}
+    rules: dict[str, Any] = {
+        "poejax, PCD-1": pj.estimators.pcd(model, size.chains),
+        f"poejax, PCD-1 in {_LOW}": pj.estimators.pcd(_rbm(size, _LOW)[0], size.chains),
+    }
     if size.chains == BATCH:
         rules["poejax, CD-1"] = pj.estimators.cd(model)
         rules["poejax, PCD-1 centred"] = pj.estimators.centered(pj.estimators.pcd(model, BATCH))

@@ -121,7 +121,7 @@ PRESETS = {
         _ALL_OF_MNIST,
         preset="record",
         num_hidden=3000,
-        num_epochs=960,
+        num_epochs=900,
         learning_rate=0.6,
         warmup_epochs=10,
         compute_dtype="bfloat16",
