@@ -58,6 +58,8 @@ def test_runs_of_several_seeds_make_one_table():
     results = seeds.gathered([run_of(seed) for seed in range(3)])
     resumed = seeds.gathered([run_of(0), run_of(1, resume=True)])
     assert len(resumed["tables"][0]["rows"]) == 3
+    earlier = seeds.gathered([run_of(0), run_of(1, warmup_epochs=0, compute_dtype="float32")])
+    assert len(earlier["tables"][0]["rows"]) == 3
     opened = [run_of(0), run_of(1) | {"test_interval": [-83.0, None]}]
     assert seeds.gathered(opened)["tables"][0]["rows"][1][1] == "-81.00 [-83.00, inf]"
     *rows, last = results["tables"][0]["rows"]
@@ -69,6 +71,7 @@ def test_runs_of_several_seeds_make_one_table():
         ([run_of(0), run_of(0)], r"different seeds, got \[0, 0\]"),
         ([run_of(0), {"workdir": "runs/parts"}], "experiments.mnist_rbm, got runs/parts"),
         ([run_of(0), run_of(1, num_hidden=6)], r"others in \['num_hidden'\]"),
+        ([run_of(0), run_of(1, warmup_epochs=1)], r"others in \['warmup_epochs'\]"),
     ):
         with pytest.raises(ValueError, match=f"workdirs: .*{words}"):
             seeds.gathered(found)

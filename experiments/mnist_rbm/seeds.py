@@ -16,6 +16,8 @@ import tyro
 
 from experiments.lab import runs, tables
 from experiments.lab.tables import text
+from experiments.mnist_rbm import config as options
+from experiments.mnist_rbm import described
 
 _MAY_DIFFER = ("seed", "workdir", "preset", "resume")
 
@@ -41,7 +43,10 @@ def gathered(found: list[dict[str, Any]]) -> dict[str, Any]:
     seeds = [run["seed"] for run in found]
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"workdirs: expected runs of different seeds, got {seeds}")
-    shared = [{k: v for k, v in run["config"].items() if k not in _MAY_DIFFER} for run in found]
+    # Options that came after a run have the defaults that hold what it did.
+    later = described(options.Config())
+    configs = [later | run["config"] for run in found]
+    shared = [{k: v for k, v in config.items() if k not in _MAY_DIFFER} for config in configs]
     for config in shared[1:]:
         keys = sorted(shared[0].keys() | config.keys())
         if different := [k for k in keys if config.get(k) != shared[0].get(k)]:
