@@ -35,6 +35,14 @@ def _product(x: Array, y: Array, *terms: str) -> Array:
     return made
 
 
+def _computed(x: Array, y: Array, *, terms: tuple[str, str, str]) -> Array:
+    on = {"cpu": _on_cpu, "default": _by_algorithm}
+    made: Array = jax.lax.platform_dependent(
+        x, y, **{platform: functools.partial(fn, terms=terms) for platform, fn in on.items()}
+    )
+    return made
+
+
 def _by_algorithm(x: Array, y: Array, *, terms: tuple[str, str, str]) -> Array:
     return jnp.einsum("{},{}->{}".format(*terms), x, y, precision=_ALGORITHM)
 
@@ -43,7 +51,7 @@ def _on_cpu(x: Array, y: Array, *, terms: tuple[str, str, str]) -> Array:
     # Half the time where a CPU has a unit for it, which XLA asks only where the last index of x is
     # summed over; x is turned for it, and apart from the product, as XLA would turn it back.
     (a, b, out), x, y = terms, x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    turned = "".join(sorted(a, key=lambda i: out.find(i) % (len(out) + 1)))
+    turned = "".join([i for i in out if i in a] + [i for i in a if i not in out])
     if a[-1] in out and turned[-1] not in out:
         x, a = _turned(x, [a.index(i) for i in turned]), turned
     return jnp.einsum(f"{a},{b}->{out}", x, y, preferred_element_type=jnp.float32)
@@ -82,9 +90,8 @@ def _to_y(given: Array, x: Array, _: Any, *, terms: tuple[str, str, str]) -> Arr
     return _product(x, given, a, out, b)
 
 
-_product_p.def_impl(jax.jit(_product_p.bind, static_argnames="terms"))
+_product_p.def_impl(jax.jit(_computed, static_argnames="terms"))
 _product_p.def_abstract_eval(_shape)
 batching.primitive_batchers[_product_p] = _batched
 ad.defbilinear(_product_p, _to_x, _to_y)
-mlir.register_lowering(_product_p, mlir.lower_fun(_by_algorithm, multiple_results=False))
-mlir.register_lowering(_product_p, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
+mlir.register_lowering(_product_p, mlir.lower_fun(_computed, multiple_results=False))

@@ -56,6 +56,13 @@ def test_values_and_cotangents_sum_rounded_factors_in_float32(
         np.testing.assert_allclose(one, other, rtol=2e-6, atol=2e-6 * np.abs(other).max())
 
 
+def test_without_jit_too():
+    x, w, _ = factors(False)
+    with jax.disable_jit():
+        found = jax.vmap(lambda v: matmul(v, w[0], False))(x[0])
+    np.testing.assert_allclose(found, rounded(x[0]) @ rounded(w[0]), rtol=1e-5, atol=1e-6)
+
+
 def test_forward_and_second_derivatives():
     x, w, _ = factors(False)
     x, w = x[0, 0], w[0]
