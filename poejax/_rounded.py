@@ -26,6 +26,8 @@ _product_p = Primitive("rounded_product")
 
 def matmul(v: Array, w: Array, transpose: bool) -> Array:
     """Return vᵀw, or w v where it is to transpose, in float32; v and w are rounded to bfloat16."""
+    if w.ndim != 2 or v.shape != (length := w.shape[1 if transpose else 0],):
+        raise ValueError(f"v: expected a vector of {length} entries for w {w.shape}, got {v.shape}")
     v, w = (jnp.asarray(factor, jnp.float32) for factor in _meshes.alike(v, w))
     return _product(v, w, "k", "nk" if transpose else "kn", "n")
 
@@ -52,17 +54,16 @@ def _on_cpu(x: Array, y: Array, *, terms: tuple[str, str, str]) -> Array:
     # summed over; x is turned for it, and apart from the product, as XLA would turn it back.
     (a, b, out), x, y = terms, x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
     turned = "".join([i for i in out if i in a] + [i for i in a if i not in out])
-    if a[-1] in out and turned[-1] not in out:
+    if a[-1] in out and turned[-1] not in out and 0 not in x.shape:
         x, a = _turned(x, [a.index(i) for i in turned]), turned
     return jnp.einsum(f"{a},{b}->{out}", x, y, preferred_element_type=jnp.float32)
 
 
 def _turned(x: Array, axes: list[int]) -> Array:
     # What a condition returns is written down. This one always holds, which XLA does not see.
-    holds = jax.lax.bitcast_convert_type(jnp.ravel(x)[0], jnp.uint16) | 1 != 0
-    shape = [x.shape[axis] for axis in axes]
+    holds = jax.lax.bitcast_convert_type(x[(0,) * x.ndim], jnp.uint16) | 1 != 0
     turned: Array = jax.lax.cond(
-        holds, lambda v: jnp.transpose(v, axes), lambda v: jnp.reshape(v, shape), x
+        holds, lambda v: jnp.transpose(v, axes), lambda v: jnp.zeros_like(jnp.transpose(v, axes)), x
     )
     return turned
 

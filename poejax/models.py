@@ -26,6 +26,7 @@ def rbm(
     num_visible: int,
     num_hidden: int,
     visible_bias: bool = True,
+    *,
     compute_dtype: str | None = None,
 ) -> Product:
     """Binary restricted Boltzmann machine: a product of experts 1 + exp(w_jᵀx + b_j).
@@ -42,8 +43,14 @@ def rbm(
     Returns:
       Product with params {"bias": {"field": [D]}, "hidden": {"w": [D, H], "b": [H]}}.
 
+    Raises:
+      ValueError: if a count is not positive, or `compute_dtype` is another.
+      TypeError: if `visible_bias` is no bool.
+
     Source: Smolensky (1986); Hinton (2002), section 4.
     """
+    if not isinstance(visible_bias, bool):
+        raise TypeError(f"visible_bias: expected a bool, got {_checks.describe(visible_bias)}")
     visible = Bernoulli(_checks.positive_int("num_visible", num_visible))
     latent = Bernoulli(_checks.positive_int("num_hidden", num_hidden))
     hidden = HiddenBank(visible, latent, compute_dtype=compute_dtype)

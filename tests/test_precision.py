@@ -1,4 +1,4 @@
-"""compute_dtype reaches the accelerators' matrix units, and nothing else."""
+"""compute_dtype reaches the factors of matrix products, and nothing else."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def lowered(expert, platform):
 
 
 @pytest.mark.parametrize(("platform", "low"), [("cuda", True), ("tpu", True), ("cpu", False)])
-def test_products_are_lowered_where_there_is_a_unit_for_it(platform, low):
-    # Unmeasured on a device: what is checked is what XLA is asked for.
+def test_accelerators_are_asked_for_an_algorithm(platform, low):
+    # Unmeasured on a device: what is checked is what XLA is asked for. A CPU follows none; see
+    # test_rounded_products.
     assert ("lhs_precision_type = bf16" in lowered(LOW, platform)) == low
     full = pj.experts.HiddenBank(VISIBLE, pj.units.Bernoulli(8))
     assert "bf16" not in lowered(full, platform)
@@ -41,6 +42,54 @@ def test_nothing_but_the_products_is_rounded():
     lines = [line for line in text.splitlines() if "bf16" in line]
     assert lines
     assert all("dot_general" in line for line in lines)
+
+
+REAL = pj.units.GaussianDiag(2)
+
+
+@pytest.mark.parametrize(
+    ("visible", "hidden", "words"),
+    [
+        (REAL, VISIBLE, "visible units GaussianDiag"),
+        (VISIBLE, pj.units.StandardGaussian(2), "hidden units StandardGaussian"),
+        (VISIBLE, pj.units.ReLU(2), "hidden units ReLU"),
+        (pj.units.Poisson(2), VISIBLE, "visible units Poisson"),
+        (pj.units.Binomial(2, 300), VISIBLE, "visible units Binomial"),
+        (pj.units.Joint(a=VISIBLE, b=REAL), VISIBLE, "visible units Joint"),
+    ],
+)
+def test_values_that_bfloat16_does_not_hold_are_refused(visible, hidden, words):
+    with pytest.raises(ValueError, match=f"compute_dtype: expected None, .* {words}"):
+        HiddenBank(visible, hidden, compute_dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    "visible",
+    [
+        VISIBLE,
+        pj.units.Spin(4),
+        pj.units.Binomial(2, 256),
+        pj.units.Joint(a=pj.units.Bernoulli(2), b=pj.units.Categorical(1, 10)),
+    ],
+)
+def test_densities_ratios_and_couplings_have_the_same_weights(visible):
+    bank = HiddenBank(visible, pj.units.Spin(5), init_scale=3.0, compute_dtype="bfloat16")
+    full = HiddenBank(visible, pj.units.Spin(5))
+    params = bank.init(jax.random.key(0))
+    rounded = params | {"w": params["w"].astype(jnp.bfloat16).astype(jnp.float32)}
+    assert np.abs(rounded["w"] - params["w"]).max() > 1e-3
+    x = visible.random_event(jax.random.key(1))
+    for name in ("log_factors", "log_product", "latent_mean"):
+        found, expected = getattr(bank, name)(params, x), getattr(full, name)(rounded, x)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
+    for found, expected in zip(bank.coupling(params), full.coupling(rounded), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    if visible is VISIBLE:
+        sites, values = jnp.arange(16), 1 - x[:, None]
+        found, expected = (
+            b.log_ratios(p, x, sites, values) for b, p in ((bank, params), (full, rounded))
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_an_unknown_compute_dtype_is_refused():

@@ -63,6 +63,18 @@ def test_without_jit_too():
     np.testing.assert_allclose(found, rounded(x[0]) @ rounded(w[0]), rtol=1e-5, atol=1e-6)
 
 
+def test_factors_that_do_not_fit_are_refused():
+    for v, w, transpose in ((7, (1, 3), False), (1, (7, 3), False), (3, (7, 4), True)):
+        with pytest.raises(ValueError, match=rf"v: expected a vector of .* got \({v},\)"):
+            matmul(jnp.ones(v), jnp.ones(w), transpose)
+
+
+def test_gradients_of_no_rows_are_zero():
+    x, w, _ = factors(False)
+    grad = jax.grad(lambda w: jnp.sum(jax.vmap(lambda v: matmul(v, w, False))(x[0, :0])))
+    assert not np.asarray(grad(w[0])).any()
+
+
 def test_forward_and_second_derivatives():
     x, w, _ = factors(False)
     x, w = x[0, 0], w[0]
@@ -115,6 +127,19 @@ def test_the_gradient_inside_shard_map_is_that_outside():
     found, expected = jax.jit(whole)(params, x), jax.grad(total)(params, x)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_rows_over_devices_stay_there():
+    model = low_model()
+    params = model.init(jax.random.key(0))
+    count = len(jax.devices())
+    mesh = jax.make_mesh((count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    x = jax.device_put(jnp.ones((8 * count, 12)), rows)
+    grad = jax.jit(jax.grad(lambda p, x: jnp.sum(jax.vmap(model.log_density, (None, 0))(p, x))))
+    text = grad.lower(params, x).compile().as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text
 
 
 def test_exports_with_a_symbolic_number_of_rows():

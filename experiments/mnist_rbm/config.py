@@ -42,7 +42,7 @@ class Config(runs.DigitOptions):
     weight_decay: float = 1e-4  # L2 rate on the weight matrix; biases are spared.
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the factors of matrix products in training, which in bfloat16 takes little more than half
-    the time on processors with a unit for it. The evaluation is always in float32."""
+    the time on processors with a unit for it. What the run ends with is evaluated in float32."""
     warped_copies: int = 0
     """Copies of the training images, each image turned, scaled, sheared and bent a little anew,
     that are learned in their place at first."""
@@ -127,6 +127,7 @@ PRESETS = {
         num_epochs=900,
         warped_copies=20,
         warped_share=0.93,
+        ais_chains=400,
     ),
     "smoke": Config(
         preset="smoke",

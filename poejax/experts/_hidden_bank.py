@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -15,6 +16,8 @@ from poejax.experts._forms import Bank, Coupling
 from poejax.tails import Tails, as_float64
 from poejax.types import Array, Event, Field, Latent, Params
 from poejax.units import Unit
+
+_WHOLE_NUMBERS = 257  # 0 to 256, which bfloat16 holds exactly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +36,11 @@ class HiddenBank(Expert):
       hidden: hidden units with a proper base measure: Bernoulli, Spin, Categorical,
         StandardGaussian, ReLU, or a Joint of these.
       init_scale: standard deviation of the initial weights; 0.01 as in Hinton (2010), section 8.
-      compute_dtype: "bfloat16" rounds the operands of matrix products, forward and backward, to 8
-        significant bits; they accumulate, and everything else runs, in float32. Bits pass
-        unharmed, real values with an offset do not. Faster on TPUs, GPUs and CPUs with a unit for
-        it (AVX512-BF16, AMX), for batches of a hundred or more. None follows JAX's
+      compute_dtype: "bfloat16" multiplies by weights rounded to 8 significant bits, which are then
+        those of the density too, for units of a few whole values, which it holds exactly; hidden
+        means are rounded in gradients (near 1 in steps of 2^-8). Products accumulate, and all else
+        runs, in float32. It saves time from a hundred rows on, with a unit for it: TPUs, GPUs,
+        CPUs with AVX512-BF16 or AMX; fewer rows and other CPUs take longer. None follows JAX's
         `default_matmul_precision`, which on TPU and GPU may round too.
 
     Source: Smolensky (1986), Hinton (2002); Welling, Rosen-Zvi & Hinton (2004) for general units.
@@ -55,6 +59,12 @@ class HiddenBank(Expert):
             raise ValueError(
                 f"compute_dtype: expected None or 'bfloat16', got {self.compute_dtype!r}"
             )
+        for name, unit in (("visible", self.visible), ("hidden", self.hidden)):
+            if self.compute_dtype is not None and not _is_held(unit):
+                raise ValueError(
+                    f"compute_dtype: expected None, as bfloat16 does not hold the values of the "
+                    f"{name} units {unit}, got {self.compute_dtype!r}"
+                )
         if not self.hidden.has_proper_base:
             raise ValueError(
                 f"hidden: expected units with a proper base measure, got {self.hidden}; "
@@ -80,7 +90,7 @@ class HiddenBank(Expert):
     def coupling(self, params: Params) -> Coupling:
         params, beta = widen(params), get_beta(params)
         b = self.hidden.field(params["b"])
-        return Coupling(beta * b, beta * params["w"], jnp.full_like(b, HALF_LOG_2PI))
+        return Coupling(beta * b, beta * self._weights(params), jnp.full_like(b, HALF_LOG_2PI))
 
     def features(self, params: Params, x: Event, bias: bool = True) -> Array:
         """Return E[t(z) | x], [N], with the hidden bias or without."""
@@ -120,7 +130,9 @@ class HiddenBank(Expert):
 
         # A site adds its rows of the weights alone: D H operations for all D sites, not D² H.
         changes = statistic_changes(self.visible, x, sites, values)
-        rows = params["w"].reshape(self.visible.num_sites, -1, self.hidden.num_linear)[sites]
+        rows = self._weights(params).reshape(self.visible.num_sites, -1, self.hidden.num_linear)[
+            sites
+        ]
         return map_rows(one, (changes, rows), values.shape[1] * self.hidden.num_linear)
 
     def latent_log_weight(self, params: Params, z: Latent) -> Array:
@@ -146,6 +158,12 @@ class HiddenBank(Expert):
     def tails(self, params: Params) -> Tails | None:
         return self.hidden.bank_tails(as_float64(get_beta(params)) * as_float64(params["w"]))
 
+    def _weights(self, params: Params) -> Array:
+        """Return w [M, N] as products have it."""
+        w = params["w"]
+        low = functools.partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=7)
+        return w if self.compute_dtype is None else low(w)
+
     def _pre_activation(self, params: Params, x: Event) -> Array:
         return self._matmul(self.visible.linear_statistic(x), params["w"])
 
@@ -159,3 +177,8 @@ class HiddenBank(Expert):
         if self.compute_dtype is None:
             return jnp.matmul(v, w.T if transpose else w, preferred_element_type=wide)
         return _rounded.matmul(v, w, transpose).astype(wide)
+
+
+def _is_held(unit: Unit) -> bool:
+    few = unit.each_block(lambda block: (block.num_values or math.inf) <= _WHOLE_NUMBERS)
+    return all(jax.tree.leaves(few))
