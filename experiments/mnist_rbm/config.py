@@ -123,11 +123,9 @@ PRESETS = {
     "record": dataclasses.replace(
         _ALL_OF_MNIST,
         preset="record",
-        num_hidden=3000,
-        num_epochs=900,
-        warped_copies=20,
-        warped_share=0.93,
-        ais_chains=400,
+        num_epochs=850,
+        compute_dtype="float32",
+        warped_copies=16,
     ),
     "smoke": Config(
         preset="smoke",

@@ -39,9 +39,9 @@ class HiddenBank(Expert):
       compute_dtype: "bfloat16" multiplies by weights rounded to 8 significant bits, which are then
         those of the density too, for units of a few whole values, which it holds exactly; hidden
         means are rounded in gradients (near 1 in steps of 2^-8). Products accumulate, and all else
-        runs, in float32. It saves time from a hundred rows on, with a unit for it: TPUs, GPUs,
-        CPUs with AVX512-BF16 or AMX; fewer rows and other CPUs take longer. None follows JAX's
-        `default_matmul_precision`, which on TPU and GPU may round too.
+        runs, in float32. It saves time where hundreds of rows share the weights, on a processor
+        with a unit for it: TPUs, GPUs, CPUs with AVX512-BF16 or AMX; few rows, and other CPUs, take
+        longer. None follows JAX's `default_matmul_precision`, which on TPU and GPU may round too.
 
     Source: Smolensky (1986), Hinton (2002); Welling, Rosen-Zvi & Hinton (2004) for general units.
     """
