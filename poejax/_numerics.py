@@ -63,6 +63,15 @@ def mean_of_rows(x: Array, weights: Array | None = None) -> Array:
     return jnp.tensordot(jnp.asarray(weights / jnp.sum(weights), x.dtype), x, 1)
 
 
+def always(bits: Array) -> Array:
+    """Return True, [], of unsigned integers, without XLA seeing that it always is.
+
+    What a condition on it returns is written down, where XLA would else fuse it with what follows,
+    or turn it into something else. For CPUs, whose barriers are gone before XLA fuses.
+    """
+    return bits[(0,) * bits.ndim] | 1 != 0
+
+
 def widen(tree: PyTree) -> PyTree:
     """Return the tree with every leaf in float32 or wider, whatever it is stored in."""
     return jax.tree.map(lambda leaf: at_least_float32(jnp.asarray(leaf)), tree)

@@ -18,6 +18,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from poejax import _meshes
+from poejax._numerics import always
 from poejax.types import Array
 
 _ALGORITHM = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
@@ -60,10 +61,11 @@ def _on_cpu(x: Array, y: Array, *, terms: tuple[str, str, str]) -> Array:
 
 
 def _turned(x: Array, axes: list[int]) -> Array:
-    # What a condition returns is written down. This one always holds, which XLA does not see.
-    holds = jax.lax.bitcast_convert_type(x[(0,) * x.ndim], jnp.uint16) | 1 != 0
     turned: Array = jax.lax.cond(
-        holds, lambda v: jnp.transpose(v, axes), lambda v: jnp.zeros_like(jnp.transpose(v, axes)), x
+        always(jax.lax.bitcast_convert_type(x, jnp.uint16)),
+        lambda v: jnp.transpose(v, axes),
+        lambda v: jnp.zeros_like(jnp.transpose(v, axes)),
+        x,
     )
     return turned
 

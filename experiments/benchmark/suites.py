@@ -57,9 +57,12 @@ def steps_of(flop: float, least: int = 3, most: int = 400) -> int:
     return int(np.clip(_WORK / flop, least, most))
 
 
-def _rbm(size: Sizes, compute_dtype: str | None = None) -> tuple[Any, Any, Any, Any]:
-    model = pj.models.rbm(size.visible, size.hidden, compute_dtype=compute_dtype)
-    key = jax.random.key(0)
+def _low(size: Sizes) -> pj.Product:
+    return pj.models.rbm(size.visible, size.hidden, compute_dtype=_LOW)
+
+
+def _rbm(size: Sizes) -> tuple[Any, Any, Any, Any]:
+    model, key = pj.models.rbm(size.visible, size.hidden), jax.random.key(0)
     params = model.init(key)
     kernel = pj.kernels.block_gibbs(model)
     return model, params, kernel, pj.chains.init(key, kernel, params, size.chains)
@@ -68,7 +71,7 @@ def _rbm(size: Sizes, compute_dtype: str | None = None) -> tuple[Any, Any, Any, 
 def gibbs(size: Sizes, with_peers: bool) -> Case:
     """Return block-Gibbs sweeps of an RBM."""
     _, params, kernel, chains = _rbm(size)
-    _, _, low, _ = _rbm(size, _LOW)
+    low = pj.kernels.block_gibbs(_low(size))
     x, w, key = chains.x, params["hidden"]["w"], jax.random.key(1)
     num_steps = steps_of(size.flop)
     h = jnp.zeros((size.chains, size.hidden))
@@ -100,7 +103,7 @@ def train(size: Sizes, with_peers: bool) -> Case:
     contestants = {name: Contestant(run, num_steps) for name, run in alone.items()}
     rules: dict[str, Any] = {
         "poejax, PCD-1": pj.estimators.pcd(model, size.chains),
-        f"poejax, PCD-1 in {_LOW}": pj.estimators.pcd(_rbm(size, _LOW)[0], size.chains),
+        f"poejax, PCD-1 in {_LOW}": pj.estimators.pcd(_low(size), size.chains),
     }
     if size.chains == BATCH:
         rules["poejax, CD-1"] = pj.estimators.cd(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -130,9 +129,8 @@ class HiddenBank(Expert):
 
         # A site adds its rows of the weights alone: D H operations for all D sites, not D² H.
         changes = statistic_changes(self.visible, x, sites, values)
-        rows = self._weights(params).reshape(self.visible.num_sites, -1, self.hidden.num_linear)[
-            sites
-        ]
+        shape = (self.visible.num_sites, -1, self.hidden.num_linear)
+        rows = self._weights(params).reshape(shape)[sites]
         return map_rows(one, (changes, rows), values.shape[1] * self.hidden.num_linear)
 
     def latent_log_weight(self, params: Params, z: Latent) -> Array:
@@ -160,9 +158,9 @@ class HiddenBank(Expert):
 
     def _weights(self, params: Params) -> Array:
         """Return w [M, N] as products have it."""
-        w = params["w"]
-        low = functools.partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=7)
-        return w if self.compute_dtype is None else low(w)
+        if self.compute_dtype is None:
+            return params["w"]
+        return jax.lax.reduce_precision(params["w"], exponent_bits=8, mantissa_bits=7)
 
     def _pre_activation(self, params: Params, x: Event) -> Array:
         return self._matmul(self.visible.linear_statistic(x), params["w"])
