@@ -30,6 +30,11 @@ def require_auto(name: str, x: Any) -> None:
             )
 
 
+def is_explicit(kind: Any) -> bool:
+    """Whether an array's type says how it lies over a mesh, as it does of Explicit axes."""
+    return bool(kind.sharding.mesh.explicit_axes)
+
+
 def is_spread(*trees: Any) -> bool:
     """Whether a leaf is an array with values of which only other processes hold a part."""
     return any(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding
 
 from poejax import _meshes
 from poejax._numerics import always
@@ -23,6 +24,7 @@ from poejax.types import Array
 
 _ALGORITHM = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
 _product_p = Primitive("rounded_product")
+_Terms = tuple[str, str, str]
 
 
 def matmul(v: Array, w: Array, transpose: bool) -> Array:
@@ -33,31 +35,36 @@ def matmul(v: Array, w: Array, transpose: bool) -> Array:
     return _product(v, w, "k", "nk" if transpose else "kn", "n")
 
 
-def _product(x: Array, y: Array, *terms: str) -> Array:
-    made: Array = _product_p.bind(x, y, terms=terms)
+def _product(x: Array, y: Array, *terms: str, over: NamedSharding | None = None) -> Array:
+    """Return the einsum; `over` is how it lies over Explicit axes, where that is not plain."""
+    made: Array = _product_p.bind(x, y, terms=terms, over=over)
     return made
 
 
-def _computed(x: Array, y: Array, *, terms: tuple[str, str, str]) -> Array:
+def _computed(x: Array, y: Array, **how: Any) -> Array:
     on = {"cpu": _on_cpu, "default": _by_algorithm}
     made: Array = jax.lax.platform_dependent(
-        x, y, **{platform: functools.partial(fn, terms=terms) for platform, fn in on.items()}
+        x, y, **{platform: functools.partial(fn, **how) for platform, fn in on.items()}
     )
     return made
 
 
-def _by_algorithm(x: Array, y: Array, *, terms: tuple[str, str, str]) -> Array:
-    return jnp.einsum("{},{}->{}".format(*terms), x, y, precision=_ALGORITHM)
+def _by_algorithm(x: Array, y: Array, *, terms: _Terms, over: NamedSharding | None) -> Array:
+    spec = "{},{}->{}".format(*terms)
+    return jnp.einsum(spec, x, y, precision=_ALGORITHM, out_sharding=over)
 
 
-def _on_cpu(x: Array, y: Array, *, terms: tuple[str, str, str]) -> Array:
+def _on_cpu(x: Array, y: Array, *, terms: _Terms, over: NamedSharding | None) -> Array:
     # Half the time where a CPU has a unit for it, which XLA asks only where the last index of x is
     # summed over; x is turned for it, and apart from the product, as XLA would turn it back.
     (a, b, out), x, y = terms, x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
     turned = "".join([i for i in out if i in a] + [i for i in a if i not in out])
-    if a[-1] in out and turned[-1] not in out and 0 not in x.shape:
+    is_whole = 0 not in x.shape and not _meshes.is_explicit(jax.typeof(x))
+    if a[-1] in out and turned[-1] not in out and is_whole:
         x, a = _turned(x, [a.index(i) for i in turned]), turned
-    return jnp.einsum(f"{a},{b}->{out}", x, y, preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        f"{a},{b}->{out}", x, y, preferred_element_type=jnp.float32, out_sharding=over
+    )
 
 
 def _turned(x: Array, axes: list[int]) -> Array:
@@ -70,30 +77,41 @@ def _turned(x: Array, axes: list[int]) -> Array:
     return turned
 
 
-def _shape(x: Any, y: Any, *, terms: tuple[str, str, str]) -> Any:
-    return jax.make_jaxpr(functools.partial(_by_algorithm, terms=terms))(x, y).out_avals[0]
+def _shape(x: Any, y: Any, **how: Any) -> Any:
+    return jax.make_jaxpr(functools.partial(_by_algorithm, **how))(x, y).out_avals[0]
 
 
-def _batched(factors: Any, axes: Any, *, terms: tuple[str, str, str]) -> tuple[Array, int]:
+def _batched(
+    factors: Any, axes: Any, *, terms: _Terms, over: NamedSharding | None
+) -> tuple[Array, int]:
     new = next(i for i in string.ascii_letters if i not in "".join(terms))
     *both, out = terms
     a, b = (
         i if axis is None else i[:axis] + new + i[axis:] for i, axis in zip(both, axes, strict=True)
     )
-    return _product(*factors, a, b, new + out), 0
+    if over is not None:
+        of = zip(factors, axes, strict=True)
+        first = next(jax.typeof(v).sharding.spec[axis] for v, axis in of if axis is not None)
+        over = over.update(spec=jax.P(first, *over.spec))
+    return _product(*factors, a, b, new + out, over=over), 0
 
 
-def _to_x(given: Array, _: Any, y: Array, *, terms: tuple[str, str, str]) -> Array:
+def _to_x(given: Array, x: Any, y: Array, *, terms: _Terms, over: Any) -> Array:
     a, b, out = terms
-    return _product(given, y, out, b, a)
+    return _product(given, y, out, b, a, over=_like(x))
 
 
-def _to_y(given: Array, x: Array, _: Any, *, terms: tuple[str, str, str]) -> Array:
+def _to_y(given: Array, x: Array, y: Any, *, terms: _Terms, over: Any) -> Array:
     a, b, out = terms
-    return _product(x, given, a, out, b)
+    return _product(x, given, a, out, b, over=_like(y))
 
 
-_product_p.def_impl(jax.jit(_computed, static_argnames="terms"))
+def _like(factor: Any) -> NamedSharding | None:
+    """Return how the cotangent of a factor lies: as the factor does."""
+    return factor.aval.sharding if _meshes.is_explicit(factor.aval) else None
+
+
+_product_p.def_impl(jax.jit(_computed, static_argnames=("terms", "over")))
 _product_p.def_abstract_eval(_shape)
 batching.primitive_batchers[_product_p] = _batched
 ad.defbilinear(_product_p, _to_x, _to_y)

@@ -142,6 +142,32 @@ def test_rows_over_devices_stay_there():
     assert "all-gather" not in text
 
 
+def test_gradients_over_explicit_axes_are_those_of_one_device():
+    model = low_model()
+    params = model.init(jax.random.key(0))
+    count = len(jax.devices())
+    x = jax.random.bernoulli(jax.random.key(1), 0.4, (8 * count, 12)).astype(jnp.float32)
+    mesh = jax.make_mesh((count,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    rows = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P("data")))
+    shared = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.P()))
+
+    def grads(params, x):
+        log_density = jax.vmap(model.log_density, (None, 0))
+        of_all = jax.grad(lambda p, x: jnp.sum(log_density(p, x)), (0, 1))(params, x)
+        return of_all, jax.vmap(jax.grad(model.log_density), (None, 0))(params, x)
+
+    expected = grads(params, x)
+    for fn in (grads, jax.jit(grads)):
+        with jax.set_mesh(mesh):
+            found = fn(shared, rows)
+        kinds = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, found)
+        assert kinds[0][0]["hidden"]["w"] == jax.P(None, None)
+        assert kinds[0][1] == jax.P("data", None)
+        assert kinds[1]["hidden"]["w"] == jax.P("data", None, None)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+
 def test_exports_with_a_symbolic_number_of_rows():
     model = low_model()
     params = model.init(jax.random.key(0))
