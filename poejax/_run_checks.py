@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from poejax import _border, _checks, _meshes, _optimizers
 from poejax._product import Product, shapes
@@ -15,6 +17,7 @@ from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
 from poejax.units import Unit
 
 Preprocess = Callable[[Array, PyTree], Event]
+_FAR, _LOOKED_AT = 30.0, 8_192
 
 
 def check_rule(estimator: Any, tx: Any, preprocess: Any) -> None:
@@ -83,6 +86,40 @@ def is_unchecked(estimator: Estimator, preprocess: Preprocess | None) -> bool:
 
 def require_spread(name: str, visible: Unit, x: PyTree) -> None:
     """Raise if a column of real units is constant over the rows and sites that are learned from."""
+    visible.check_spread(*_learned(name, visible, x))
+
+
+def warn_of_far(name: str, visible: Unit, x: PyTree) -> None:
+    """Warn of real columns that lie far from the standard normal where `Product.init` starts."""
+    name, x = _learned(name, visible, x)
+    if not _checks.is_concrete(x):
+        return
+
+    def far(unit: Unit, rows: Array) -> str | None:
+        if not unit.is_quadratic:
+            return None
+        some = _meshes.to_host(rows[:_LOOKED_AT], float)
+        with warnings.catch_warnings(action="ignore"):  # of columns that none of these rows show
+            mean, spread = np.nanmean(some, axis=0), np.nanstd(some, axis=0)
+        distance = np.abs(np.log(np.maximum(np.hypot(mean, spread), np.finfo(float).tiny)))
+        column = int(np.nanargmax(distance))
+        is_near = distance[column] <= np.log(_FAR)
+        return (
+            None if is_near else f"{mean[column]:.3g} and standard deviation {spread[column]:.3g}"
+        )
+
+    for found in jax.tree.leaves(visible.each_block(far, x)):
+        warnings.warn(
+            f"{name}: expected real columns near a standard normal, where model.init starts, "
+            f"got one of mean {found}; pass params=model.init_from(rng_key, data), which sets "
+            "coordinates near the data",
+            UserWarning,
+            stacklevel=6,
+        )
+
+
+def _learned(name: str, visible: Unit, x: PyTree) -> tuple[str, PyTree]:
+    """Return the rows that count, NaN where nothing was observed, and their name."""
     x, weights = _checks.split_weights(name, x)
     if weights is not None and _checks.is_concrete(x, weights):
         name, counts = f"{name}.x", _meshes.to_host(weights) > 0
@@ -90,4 +127,4 @@ def require_spread(name: str, visible: Unit, x: PyTree) -> None:
     if isinstance(x, Incomplete):
         blank = jax.tree.map(lambda leaf: jnp.full_like(leaf[0], jnp.nan, dtype=float), x.x)
         name, x = f"{name}.x", jax.vmap(visible.select, (0, 0, None))(x.observed, x.x, blank)
-    visible.check_spread(name, x)
+    return name, x

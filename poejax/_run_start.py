@@ -31,8 +31,8 @@ def start(run: Rule, rng_key: Array, data: PyTree, params: Params | None) -> Tra
     _run_checks.check_rows(preprocess, data)
     x = _run_checks.preprocessed(preprocess, data_key, data)
     _run_checks.check_events(run.estimator, model, preprocess, data, lambda: x)
+    name = "data" if preprocess is None else "preprocess(data)"
     if model is not None:
-        name = "data" if preprocess is None else "preprocess(data)"
         _run_checks.require_spread(name, model.visible, x)
     is_given = params is not None
     if is_given:
@@ -40,6 +40,7 @@ def start(run: Rule, rng_key: Array, data: PyTree, params: Params | None) -> Tra
     elif model is None:
         raise ValueError("params: expected some to start from, as the estimator has no model")
     else:
+        _run_checks.warn_of_far(name, model.visible, x)
         params = model.init(params_key)
     if model is not None:
         propriety.require_proper(model, params)

@@ -134,6 +134,10 @@ class Run:
             to give no normalisable model; or if there are none, and no model to draw them.
           TypeError: if an argument is of another kind, or the optimizer needs what the estimator
             does not have.
+
+        Warns:
+          UserWarning: if there are no `params` and a real column is 30 times as large, or as small,
+            as the standard normal that `model.init` starts at: take `model.init_from`.
         """
         state = _streams.on_sample(
             rng_key, data, lambda data: _run_start.start(self, rng_key, data, params)
