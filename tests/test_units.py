@@ -222,6 +222,7 @@ BAD = [
     (units.Spin(2), np.array([[0.0, 1.0]]), r"x: expected values in \{-1, \+1\}"),
     (units.Categorical(2, 3), np.zeros((1, 2, 3)), "x: expected one-hot rows"),
     (units.Categorical(2, 3), 0.5 * ONE_HOT[None], "x: expected one-hot rows"),
+    (units.Categorical(2, 3), np.zeros((5, 2), int), "got .5, 2.; jax.nn.one_hot.labels, 3. makes"),
     (units.Categorical(2, 3), np.zeros((1, 6)), r"x: expected shape \(N, 2, 3\)"),
     (units.GaussianDiag(2), np.array([[np.inf, 0.0]]), "x: expected finite values"),
     (units.StandardGaussian(2), np.zeros((1, 3)), r"x: expected shape \(N, 2\)"),
