@@ -22,7 +22,8 @@ from poejax import _meshes, plotting, training
 from poejax.types import Array, Params
 
 _MONITORED = 500
-_PSEUDO_SITES = 20
+_PSEUDO_SITES = 100
+_ROWS_AT_A_TIME = 20  # of each of which a neighbour at every such site is held
 _TABLE_CHAINS = 500
 _FORGOTTEN = 0.25  # autocorrelation of chains between reports, above which they do not mix
 _PANELS = {
@@ -72,13 +73,15 @@ def _monitor(
     num_sites = min(_PSEUDO_SITES, model.visible.num_sites)
 
     def scored(x: Array) -> Array:
-        def one(key: Array, row: Array) -> Array:
+        def one(of: tuple[Array, Array]) -> Array:
+            key, row = of
             if score == "score_matching":
                 return pj.estimators.score_matching(model, num_sites).loss(key, params, row)
             return pj.diagnostics.pseudo_log_likelihood(key, model, params, row, num_sites)
 
         # The same sites at every report, so that its changes are the model's.
-        return jax.vmap(one)(jax.random.split(key, x.shape[0]), x).mean()
+        of = jax.random.split(key, x.shape[0]), x
+        return jax.lax.map(one, of, batch_size=_ROWS_AT_A_TIME).mean()
 
     def density(x: Array) -> Array:
         return jax.vmap(model.log_density, in_axes=(None, 0))(params, x).mean()
