@@ -59,12 +59,18 @@ def _on_cpu(x: Array, y: Array, *, terms: _Terms, over: NamedSharding | None) ->
     # summed over; x is turned for it, and apart from the product, as XLA would turn it back.
     (a, b, out), x, y = terms, x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
     turned = "".join([i for i in out if i in a] + [i for i in a if i not in out])
-    is_whole = 0 not in x.shape and not _meshes.is_explicit(jax.typeof(x))
-    if a[-1] in out and turned[-1] not in out and is_whole:
-        x, a = _turned(x, [a.index(i) for i in turned]), turned
-    return jnp.einsum(
-        f"{a},{b}->{out}", x, y, preferred_element_type=jnp.float32, out_sharding=over
+    if a[-1] in out and turned[-1] not in out and 0 not in x.shape:
+        axes = [a.index(i) for i in turned]
+        over_axes = _meshes.is_explicit(jax.typeof(x))
+        x, a = (jnp.transpose(x, axes) if over_axes else _turned(x, axes)), turned
+    made = jnp.einsum(
+        f"{a},{b}->{out}",
+        *jax.lax.optimization_barrier((x, y)),
+        preferred_element_type=jnp.float32,
+        out_sharding=over,
     )
+    # Folded into the product, a transpose before or after it may leave one that no kernel takes.
+    return jax.lax.optimization_barrier(made)
 
 
 def _turned(x: Array, axes: list[int]) -> Array:
@@ -96,12 +102,12 @@ def _batched(
     return _product(*factors, a, b, new + out, over=over), 0
 
 
-def _to_x(given: Array, x: Any, y: Array, *, terms: _Terms, over: Any) -> Array:
+def _to_x(given: Array, x: Any, y: Array, *, terms: _Terms, **_: Any) -> Array:
     a, b, out = terms
     return _product(given, y, out, b, a, over=_like(x))
 
 
-def _to_y(given: Array, x: Array, y: Any, *, terms: _Terms, over: Any) -> Array:
+def _to_y(given: Array, x: Array, y: Any, *, terms: _Terms, **_: Any) -> Array:
     a, b, out = terms
     return _product(x, given, a, out, b, over=_like(y))
 

@@ -143,3 +143,18 @@ def test_a_low_compute_dtype_only_rounds_the_factors_of_the_products():
     ):
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("of_rows", ["fields", "jacobian"])
+def test_bfloat16_parameters_and_data_in_a_program_that_turns_the_result(of_rows):
+    bank = pj.experts.HiddenBank(VISIBLE, pj.units.Bernoulli(8))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), bank.init(jax.random.key(0)))
+    x = jax.random.bernoulli(jax.random.key(1), 0.4, (5, 16)).astype(jnp.bfloat16)
+    w = np.asarray(params["w"], np.float64)
+    if of_rows == "fields":
+        found = jax.jit(lambda x: jax.vmap(bank.latent_field, (None, 0))(params, x).T)(x)
+        expected = (np.asarray(x, np.float64) @ w).T
+    else:
+        one = jax.jacfwd(lambda v: bank.latent_field(params, v))
+        found, expected = jax.jit(jax.vmap(one))(x), np.broadcast_to(w.T, (5, 8, 16))
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=1e-5, atol=1e-6)

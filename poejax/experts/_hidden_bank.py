@@ -173,7 +173,10 @@ class HiddenBank(Expert):
     def _matmul(self, v: Array, w: Array, transpose: bool = False) -> Array:
         wide = jnp.promote_types(jnp.result_type(v, w), jnp.float32)
         if self.compute_dtype is None:
-            return jnp.matmul(v, w.T if transpose else w, preferred_element_type=wide)
+            # Not by preferred_element_type: on CPUs XLA has no such product of two bfloat16 factors
+            # for every way in which they may come to lie.
+            v, w = v.astype(wide), w.astype(wide)
+            return jnp.matmul(v, w.T if transpose else w)
         return _rounded.matmul(v, w, transpose).astype(wide)
 
 
