@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from poejax.types import Array, Estimator, Event, Params, PyTree, Weighted
 from poejax.units import Unit
 
 Preprocess = Callable[[Array, PyTree], Event]
-_FAR, _LOOKED_AT = 30.0, 8_192
+_FAR, _LOOKED_AT = 30.0, 2**20  # times; values
 
 
 def check_rule(estimator: Any, tx: Any, preprocess: Any) -> None:
@@ -84,42 +85,8 @@ def is_unchecked(estimator: Estimator, preprocess: Preprocess | None) -> bool:
     return not is_checked and _checks.own_rows(estimator) is None
 
 
-def require_spread(name: str, visible: Unit, x: PyTree) -> None:
-    """Raise if a column of real units is constant over the rows and sites that are learned from."""
-    visible.check_spread(*_learned(name, visible, x))
-
-
-def warn_of_far(name: str, visible: Unit, x: PyTree) -> None:
-    """Warn of real columns that lie far from the standard normal where `Product.init` starts."""
-    name, x = _learned(name, visible, x)
-    if not _checks.is_concrete(x):
-        return
-
-    def far(unit: Unit, rows: Array) -> str | None:
-        if not unit.is_quadratic:
-            return None
-        some = _meshes.to_host(rows[:_LOOKED_AT], float)
-        with warnings.catch_warnings(action="ignore"):  # of columns that none of these rows show
-            mean, spread = np.nanmean(some, axis=0), np.nanstd(some, axis=0)
-        distance = np.abs(np.log(np.maximum(np.hypot(mean, spread), np.finfo(float).tiny)))
-        column = int(np.nanargmax(distance))
-        is_near = distance[column] <= np.log(_FAR)
-        return (
-            None if is_near else f"{mean[column]:.3g} and standard deviation {spread[column]:.3g}"
-        )
-
-    for found in jax.tree.leaves(visible.each_block(far, x)):
-        warnings.warn(
-            f"{name}: expected real columns near a standard normal, where model.init starts, "
-            f"got one of mean {found}; pass params=model.init_from(rng_key, data), which sets "
-            "coordinates near the data",
-            UserWarning,
-            stacklevel=6,
-        )
-
-
-def _learned(name: str, visible: Unit, x: PyTree) -> tuple[str, PyTree]:
-    """Return the rows that count, NaN where nothing was observed, and their name."""
+def learned(name: str, visible: Unit, x: PyTree) -> tuple[str, PyTree]:
+    """Return the rows that are learned from, NaN where nothing was observed, and their name."""
     x, weights = _checks.split_weights(name, x)
     if weights is not None and _checks.is_concrete(x, weights):
         name, counts = f"{name}.x", _meshes.to_host(weights) > 0
@@ -128,3 +95,48 @@ def _learned(name: str, visible: Unit, x: PyTree) -> tuple[str, PyTree]:
         blank = jax.tree.map(lambda leaf: jnp.full_like(leaf[0], jnp.nan, dtype=float), x.x)
         name, x = f"{name}.x", jax.vmap(visible.select, (0, 0, None))(x.observed, x.x, blank)
     return name, x
+
+
+def warn_of_far(name: str, visible: Unit, x: PyTree) -> None:
+    """Warn of real columns that lie far from the standard normal where `Product.init` starts.
+
+    So do means or deviations above 30, a block of which none is above 1/30, and means that are more
+    than 30 deviations away. Some of the rows are looked at, from all over.
+    """
+    if not _checks.is_concrete(x):
+        return
+
+    def far(unit: Unit, rows: Array) -> str | None:
+        if not unit.is_quadratic:
+            return None
+        with jax.ensure_compile_time_eval():
+            some = _meshes.to_host(rows[:: 1 + rows.size // _LOOKED_AT], float)
+        with warnings.catch_warnings(action="ignore"):  # of columns that these rows do not show
+            mean, spread = np.nanmean(some, axis=0).ravel(), np.nanstd(some, axis=0).ravel()
+        size, varies = np.hypot(mean, spread), spread > 0
+        ratios = np.stack([size, np.abs(mean) / np.where(varies, spread, np.inf)])
+        if np.nanmax(size[varies], initial=0.0) < 1 / _FAR:
+            ratios[0] = 1 / size
+        worst = np.where(varies, ratios, 0.0).max(axis=0, initial=0.0)
+        if worst.max(initial=0.0) <= _FAR:
+            return None
+        column = int(worst.argmax())
+        return f"column {column} of mean {mean[column]:.3g} and deviation {spread[column]:.3g}"
+
+    found = visible.each_block(far, x)
+    for path, column in jax.tree_util.tree_leaves_with_path(found):
+        warnings.warn(
+            f"{name}{jax.tree_util.keystr(path)}: expected real columns near a standard normal, "
+            f"where model.init starts, got {column}; pass params=model.init_from(rng_key, events), "
+            "of complete events such as these, which sets coordinates near them",
+            UserWarning,
+            stacklevel=_outside(),
+        )
+
+
+def _outside() -> int:
+    """Return how far up the caller's nearest frame outside of this package is."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("poejax."):
+        level, frame = level + 1, frame.f_back
+    return level + 1

@@ -33,14 +33,15 @@ def start(run: Rule, rng_key: Array, data: PyTree, params: Params | None) -> Tra
     _run_checks.check_events(run.estimator, model, preprocess, data, lambda: x)
     name = "data" if preprocess is None else "preprocess(data)"
     if model is not None:
-        _run_checks.require_spread(name, model.visible, x)
+        seen = _run_checks.learned(name, model.visible, x)
+        model.visible.check_spread(*seen)
     is_given = params is not None
     if is_given:
         params = _border.tree("params", params)
     elif model is None:
         raise ValueError("params: expected some to start from, as the estimator has no model")
     else:
-        _run_checks.warn_of_far(name, model.visible, x)
+        _run_checks.warn_of_far(seen[0], model.visible, seen[1])
         params = model.init(params_key)
     if model is not None:
         propriety.require_proper(model, params)

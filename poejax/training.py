@@ -136,8 +136,8 @@ class Run:
             does not have.
 
         Warns:
-          UserWarning: if there are no `params` and a real column is 30 times as large, or as small,
-            as the standard normal that `model.init` starts at: take `model.init_from`.
+          UserWarning: if there are no `params`, and real columns lie far from the standard normal
+            that `model.init` starts at: take `model.init_from`.
         """
         state = _streams.on_sample(
             rng_key, data, lambda data: _run_start.start(self, rng_key, data, params)

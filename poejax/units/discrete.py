@@ -301,11 +301,12 @@ class Categorical(Unit):
         return jnp.log((1 - smoothing) * mean + smoothing / self.num_classes)
 
     def check(self, name: str, x: Event) -> None:
-        if getattr(x, "shape", ())[1:] == (self.size,):
+        shape = getattr(x, "shape", ())
+        if shape[1:] == (self.size,) or (self.size == 1 and len(shape) == 1):
             raise ValueError(
                 f"{name}: expected one-hot rows, shape (N, {self.size}, {self.num_classes}), for "
-                f"{self}, got {x.shape}; jax.nn.one_hot(labels, {self.num_classes}) makes them of "
-                "class numbers from 0"
+                f"{self}, got {shape}; of class numbers jax.nn.one_hot(x.reshape(-1, {self.size}), "
+                f"{self.num_classes}) makes them"
             )
         check_batch(name, x, self.event_shape, self)
         require_values(name, x, _zero_or_one, "one-hot rows", self)
