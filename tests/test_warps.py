@@ -63,6 +63,13 @@ def test_the_longer_side_stays_what_it_was(copies, monkeypatch):
     assert free.std() > 1.2
 
 
+def test_images_that_fill_the_frame_are_not_made_smaller(monkeypatch):
+    dark = 255 - IMAGES
+    found = warps.warped(dark, SHAPE, 1, seed=3)
+    monkeypatch.setattr(warps, "_normalised", lambda points, *_: points)
+    np.testing.assert_array_equal(found, warps.warped(dark, SHAPE, 1, seed=3))
+
+
 def test_images_without_ink_stay_empty():
     assert not warps.warped(np.zeros((3, 60), np.uint8), (6, 10), 2, seed=0).any()
 

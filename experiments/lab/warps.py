@@ -31,7 +31,7 @@ def warped(
     6 % and shears by 8 %, d is a smooth field of 1/56 of a side (all standard deviations). Values
     in between are cubic splines'. k, c and c' leave the centre of mass and the longer side of the
     ink nearly what they were, by which MNIST is normalised: copies that vary there teach what no
-    digit has.
+    digit has. Where it fills the frame from side to side q is p, as nobody normalised by it.
 
     Args:
       images: intensities, 0 to 255.
@@ -87,9 +87,14 @@ def _normalised(points: _Reals, levels: _Reals, maps: _Reals, bends: _Reals) -> 
     moved = back @ (points - np.stack([bends[:, i][image, rows, columns] for i in (0, 1)], axis=1))
     spread = np.gradient(bends[:, 0], axis=1) + np.gradient(bends[:, 1], axis=2)
     mass = levels * np.maximum(1 - spread[image, rows, columns], 0)
-    centre, side = _extent(points[None], levels, levels > 0.5)
-    new_centre, new_side = _extent(moved, mass, levels > 0.5)
-    return new_side / side * (points - centre) + new_centre
+    is_ink = levels > 0.5
+    centre, side = _extent(points[None], levels, is_ink)
+    new_centre, new_side = _extent(moved, mass, is_ink)
+    kept = new_side / side * (points - centre) + new_centre
+    ends = points == points.max(axis=1, keepdims=True), points == points.min(axis=1, keepdims=True)
+    reaches = [(is_ink[:, None] & end).any(axis=-1) for end in ends]  # the far side, the near one
+    fills = (reaches[0] & reaches[1]).any(axis=-1)
+    return np.where(fills[:, None, None], points, kept)
 
 
 def _extent(at: _Reals, mass: _Reals, is_ink: npt.NDArray[np.bool_]) -> tuple[_Reals, _Reals]:
