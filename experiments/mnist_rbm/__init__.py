@@ -2,7 +2,7 @@
 
     python -m experiments.mnist_rbm                      # 5,000 embedded MNIST digits
     python -m experiments.mnist_rbm --preset full        # all 60,000, 2,000 hidden units, 20 min
-    python -m experiments.mnist_rbm --preset record      # twice as many epochs, in float32, an hour
+    python -m experiments.mnist_rbm --preset record      # more copies and epochs, an hour
     python -m experiments.mnist_rbm --data FILE          # .npy, .npz, .csv, IDX, or four IDX files
     python -m experiments.mnist_rbm --resume --workdir W # goes on with the run in W, bitwise
     python -m experiments.mnist_rbm --coordinator-address HOST:PORT --num-processes 2 --process-id 0

@@ -123,8 +123,7 @@ PRESETS = {
     "record": dataclasses.replace(
         _ALL_OF_MNIST,
         preset="record",
-        num_epochs=850,
-        compute_dtype="float32",
+        num_epochs=750,
         warped_copies=16,
     ),
     "smoke": Config(

@@ -225,10 +225,10 @@ class Evaluation(NamedTuple):
         else:
             shown = data.preprocess(binary_key, jnp.asarray(data.test[:64]))
             figures = here.image_figures(data.shape, shown, samples, sample_steps)
-        panels = {}
+        panels, known = {}, set().union(*records)
         for label, names in _PANELS.items():
-            if any(name in record for record in records for name in names):
-                panels[label if data.shape else label.replace("pixel", "value")] = names
+            if there := [name for name in names if name in known]:
+                panels[label if data.shape else label.replace("pixel", "value")] = there
         if panels:
             figures["curves"] = plotting.learning_curves(records, panels, x="epoch")
         for name, figure in figures.items():
