@@ -113,15 +113,18 @@ def warn_of_far(name: str, visible: Unit, x: PyTree) -> None:
             some = _meshes.to_host(rows[:: 1 + rows.size // _LOOKED_AT], float)
         with warnings.catch_warnings(action="ignore"):  # of columns that these rows do not show
             mean, spread = np.nanmean(some, axis=0).ravel(), np.nanstd(some, axis=0).ravel()
-        size, varies = np.hypot(mean, spread), spread > 0
-        ratios = np.stack([size, np.abs(mean) / np.where(varies, spread, np.inf)])
-        if np.nanmax(size[varies], initial=0.0) < 1 / _FAR:
-            ratios[0] = 1 / size
-        worst = np.where(varies, ratios, 0.0).max(axis=0, initial=0.0)
-        if worst.max(initial=0.0) <= _FAR:
+        varying = np.flatnonzero(spread > 0)
+        if not varying.size:
             return None
-        column = int(worst.argmax())
-        return f"column {column} of mean {mean[column]:.3g} and deviation {spread[column]:.3g}"
+        mean, spread = mean[varying], spread[varying]
+        size = np.hypot(mean, spread)
+        times = np.maximum(size if size.max() >= 1 / _FAR else 1 / size, np.abs(mean) / spread)
+        worst = int(times.argmax())
+        if times[worst] <= _FAR:
+            return None
+        return (
+            f"column {varying[worst]} of mean {mean[worst]:.3g} and deviation {spread[worst]:.3g}"
+        )
 
     found = visible.each_block(far, x)
     for path, column in jax.tree_util.tree_leaves_with_path(found):

@@ -84,25 +84,23 @@ def _normalised(points: _Reals, levels: _Reals, maps: _Reals, bends: _Reals) -> 
         for at, size in zip((back @ points).swapaxes(0, 1), bends.shape[2:], strict=True)
     )
     # Where the ink of every pixel goes, and how much of it there is, both to first order.
-    moved = back @ (points - np.stack([bends[:, i][image, rows, columns] for i in (0, 1)], axis=1))
+    moved = back @ (points - bends[image, :, rows, columns].swapaxes(1, 2))
     spread = np.gradient(bends[:, 0], axis=1) + np.gradient(bends[:, 1], axis=2)
     mass = levels * np.maximum(1 - spread[image, rows, columns], 0)
     is_ink = levels > 0.5
-    centre, side = _extent(points[None], levels, is_ink)
-    new_centre, new_side = _extent(moved, mass, is_ink)
-    kept = new_side / side * (points - centre) + new_centre
-    ends = points == points.max(axis=1, keepdims=True), points == points.min(axis=1, keepdims=True)
-    reaches = [(is_ink[:, None] & end).any(axis=-1) for end in ends]  # the far side, the near one
-    fills = (reaches[0] & reaches[1]).any(axis=-1)
+    centre, sides = _extent(points[None], levels, is_ink)
+    new_centre, new_sides = _extent(moved, mass, is_ink)
+    growth = new_sides.max(axis=1) / sides.max(axis=1)
+    kept = growth[:, None, None] * (points - centre) + new_centre
+    fills = (sides == bends.shape[2:]).any(axis=1)
     return np.where(fills[:, None, None], points, kept)
 
 
 def _extent(at: _Reals, mass: _Reals, is_ink: npt.NDArray[np.bool_]) -> tuple[_Reals, _Reals]:
-    """Return the centre of mass [n, 2, 1] and the longer side of the ink [n, 1, 1], in pixels."""
+    """Return the centre of mass [n, 2, 1] and the sides of the ink [n, 2], in pixels."""
     total = np.maximum(mass.sum(axis=-1), np.finfo(float).tiny)[:, None, None]
     centre = (at * mass[:, None]).sum(axis=-1, keepdims=True) / total
-    ends = np.ptp(np.where(is_ink[:, None], at, centre), axis=-1)
-    return centre, 1 + ends.max(axis=-1)[:, None, None]
+    return centre, 1 + np.ptp(np.where(is_ink[:, None], at, centre), axis=-1)
 
 
 def _maps(rng: np.random.Generator, n: int) -> _Reals:
