@@ -113,7 +113,8 @@ def warn_of_far(name: str, visible: Unit, x: PyTree) -> None:
             some = _meshes.to_host(rows[:: 1 + rows.size // _LOOKED_AT], float)
         with warnings.catch_warnings(action="ignore"):  # of columns that these rows do not show
             mean, spread = np.nanmean(some, axis=0).ravel(), np.nanstd(some, axis=0).ravel()
-        varying = np.flatnonzero(spread > 0)
+            # Rounding gives a constant column of float64 a deviation of 1e-17.
+            varying = np.flatnonzero(np.nanmax(some, axis=0) > np.nanmin(some, axis=0))
         if not varying.size:
             return None
         mean, spread = mean[varying], spread[varying]

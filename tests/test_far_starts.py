@@ -67,6 +67,11 @@ def test_rows_from_all_over_are_looked_at():
     assert not begun(MODEL, many)
     many[500_000:, 1] += 1e3
     assert len(begun(MODEL, many)) == 1
+    constant = many.astype(np.float64)
+    constant[:, 1] = 0.1
+    constant[1, 1] = 0.2  # which is not looked at
+    assert np.std(constant[::2, 1]) > 0  # by rounding alone
+    assert not begun(MODEL, constant)
     seen = jax.eval_shape(
         lambda key: (
             training.Run(pj.estimators.cd(MODEL), optax.sgd(0.1), 10)
