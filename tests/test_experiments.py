@@ -85,6 +85,7 @@ def test_smoke_run_writes_everything_a_user_looks_at(tmp_path):
         (["--estimator", "magic"], "magic"),
         (["--ais-chains", "1"], "ais_chains"),
         (["--warped-copies", "-1"], "warped_copies: expected at least 0, got -1"),
+        (["--kept-copies", "1"], "kept_copies: expected at most warped_copies = 0, got 1"),
         (
             ["--warped-copies", "1", "--num-epochs", "2"],
             "num_epochs: expected at least two reports",
@@ -233,6 +234,15 @@ def test_warped_copies_are_learned_first_and_the_images_after_them(tmp_path, mon
     copies = warps.warped(images, shape, 2, config.seed)
     assert [row[::2] for row in seen] == [(2 * len(images), 24), (len(images), 24)]
     assert [row[1] for row in seen] == pytest.approx([copies.mean(), images.mean()], rel=1e-5)
+    seen.clear()
+    config = dataclasses.replace(config, kept_copies=1)
+    (tmp_path / "kept").mkdir()
+    mnist_rbm.train(config, mnist_rbm.build(config), tmp_path / "kept")
+    both = np.concatenate([images, copies[: len(images)]])
+    assert seen == [
+        (2 * len(images), pytest.approx(copies.mean(), rel=1e-5), 24),
+        (2 * len(images), pytest.approx(both.mean(), rel=1e-5), 24),
+    ]
     shares = {0.01: 1, 0.5: 2, 0.99: 3}
     for share, num_epochs in shares.items():
         assert dataclasses.replace(config, warped_share=share).num_warped == num_epochs
@@ -281,7 +291,7 @@ def test_divergence_exits_non_zero_and_keeps_the_last_good_checkpoint(tmp_path):
 def test_killed_often_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path, estimator, num_kills):
     changes = {"num_epochs": 60, "epochs_per_report": 1, "num_hidden": 8, "estimator": estimator}
     if estimator == "pcd":
-        changes |= {"warped_copies": 2, "compute_dtype": "bfloat16"}
+        changes |= {"warped_copies": 2, "kept_copies": 1, "compute_dtype": "bfloat16"}
     options = [part for k, v in changes.items() for part in (f"--{k.replace('_', '-')}", str(v))]
     options += ["--ais-steps", "2", "--sample-steps", "1"]
     config = dataclasses.replace(mnist_rbm.PRESETS["smoke"], **changes)

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 from jax.sharding import Mesh
 
 import poejax as pj
@@ -135,21 +137,33 @@ def train(config: Config, problem: Problem, workdir: Path) -> tuple[training.Tra
         clock = time.perf_counter()
 
     clock = time.perf_counter()
-    copies = _warped(config, problem) if step < warped_until else None
-    if step < total:
-        with runs.progress(total, "training", "step", initial=step) as bar:
-            if copies is not None:
-                state, _ = run.steps(state, copies, warped_until - step, note, chunk)
-                del copies  # far more than the images
-            state, _ = run.steps(state, rows, total - int(state.step), note, chunk)
+    if step >= total:
+        return state, log.records
+    copies, last = _warped(config, data, step < warped_until)
+    with runs.progress(total, "training", "step", initial=step) as bar:
+        if copies is not None:
+            placed = devices.place(jnp.asarray(copies), mesh)
+            del copies  # far more than the images
+            state, _ = run.steps(state, placed, warped_until - step, note, chunk)
+            del placed
+        if last is not None:
+            rows = devices.place(jnp.asarray(last), mesh)
+        state, _ = run.steps(state, rows, total - int(state.step), note, chunk)
     return state, log.records
 
 
-def _warped(config: Config, problem: Problem) -> Any:
-    data = problem.data
+def _warped(
+    config: Config, data: own_data.Data, are_due: bool
+) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
+    """Return the copies, if they are due, and what is learned after them, if not images alone."""
+    kept = config.kept_copies
+    number = config.warped_copies if are_due else kept
+    if not number:
+        return None, None
     assert data.shape is not None
-    copies = warps.warped(data.train, data.shape, config.warped_copies, config.seed)
-    return devices.place(jnp.asarray(copies), problem.mesh)
+    copies = warps.warped(data.train, data.shape, number, config.seed)
+    last = np.concatenate([data.train, copies[: kept * len(data.train)]]) if kept else None
+    return copies if are_due else None, last
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:

@@ -47,8 +47,10 @@ class Config(runs.DigitOptions):
     """Copies of the training images, each image turned, scaled, sheared and bent a little anew,
     that are learned in their place at first."""
     warped_share: float = 0.9
-    """Share of the epochs that learn from them, in whole reports, of which one at least is left to
-    the images. Where a resumed run is given more epochs it counts for all of them."""
+    """Share of the epochs that learn from them alone, in whole reports, of which one at least is
+    left to the images. Where a resumed run is given more epochs it counts for all of them."""
+    kept_copies: int = 0
+    """Of the warped copies, how many of each image go on being learned beside it to the end."""
     average_decay: float = 0.999
     """Decay of the moving average of the parameters, which is what gets evaluated."""
     epochs_per_report: int = 5  # Epochs between two lines of metrics.jsonl and two checkpoints.
@@ -77,6 +79,7 @@ class Config(runs.DigitOptions):
         "weight_decay": 0.0,
         "warped_copies": 0,
         "warped_share": (0.0, 1.0),
+        "kept_copies": 0,
         "warmup_epochs": 0,
         "average_decay": (0.0, 1.0),
         "process_id": 0,
@@ -95,6 +98,9 @@ class Config(runs.DigitOptions):
         most = int(rbm_recipe.HELD * self.num_epochs)
         words = f"at most {most} of num_epochs = {self.num_epochs}"
         self.expect(self.warmup_epochs <= most, "warmup_epochs", words)
+        most = self.warped_copies
+        words = f"at most warped_copies = {most}"
+        self.expect(self.kept_copies <= most, "kept_copies", words)
         words = f"at least two reports of epochs_per_report = {self.epochs_per_report}"
         self.expect(self.num_warped > 0 or not self.warped_copies, "num_epochs", words)
 
