@@ -198,7 +198,7 @@ def _fitted(model: Product, data: Event, smoothing: float, given: Params | None)
     visible, coordinates = model.visible, {}
     data, weights = _checks.split_weights("data", _border.tree("data", data))
     visible.check("data", data)
-    visible.check_spread("data", data)
+    visible.check_spread("data", _checks.counted(data, weights))
     if given is not None:
         model.check_params(given)
         coordinates = split_coordinates(given)[1]

@@ -145,7 +145,10 @@ def require_spread(name: str, x: Any) -> None:
     # Of NaN, which marks what is missing, the extremes are those of the rest.
     low, high = (_host(v).astype(np.float64) for v in _extremes(_near(x)))
     scale = np.maximum(np.abs(low), np.abs(high))
-    rounding = 8 * float(jnp.finfo(_float_of(jax.dtypes.canonicalize_dtype(x.dtype))).eps)
+    # Whole numbers, such as dates, do not come from arithmetic that rounds.
+    rounding = 0.0
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        rounding = 8 * float(jnp.finfo(_float_of(jax.dtypes.canonicalize_dtype(x.dtype))).eps)
     constant = high - low <= min(rounding, 1e-6) * scale
     if constant.any():
         column = int(np.argmax(constant))

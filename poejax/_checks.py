@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from poejax import _border, _foreign, _meshes, _parts
+from poejax._numerics import relative_weights
 from poejax.types import Weighted
 
 
@@ -108,7 +109,22 @@ def split_weights(name: str, data: Any) -> tuple[Any, Any]:
             raise ValueError(
                 f"{name}.weights: expected finite numbers >= 0, not all zero, got {found}"
             )
-    return data.x, data.weights
+    return data.x, relative_weights(data.weights)
+
+
+def counted(rows: Any, weights: Any) -> Any:
+    """Return the rows [N, ...] whose weight is not 0, where the host can tell."""
+    if weights is None or not is_concrete(rows, weights):
+        return rows
+    counts = _meshes.to_host(weights) > 0
+    return rows if counts.all() else jax.tree.map(lambda leaf: leaf[counts], rows)
+
+
+def with_relative_weights(data: Any) -> Any:
+    """Return `data`, if Weighted with weights that can be added up."""
+    if not isinstance(data, Weighted):
+        return data
+    return data._replace(weights=relative_weights(data.weights))
 
 
 def finite(name: str, tree: Any) -> None:
@@ -198,11 +214,13 @@ def floating_params(name: str, tree: Any) -> None:
             raise TypeError(f"{where}: expected a floating dtype, got {leaf.dtype}")
 
 
-def kernel_of(name: str, value: Any, model: Any) -> None:
-    """Require None or a kernel of a model."""
+def kernel_of(name: str, value: Any, model: Any, alone: bool = False) -> None:
+    """Require None or a kernel of a model, that leaves the law of x alone invariant if `alone`."""
     if value is None:
         return
     kernel(name, value)
+    if alone:
+        law_of_event(name, value)
     if not dataclasses.is_dataclass(value) or not is_hashable(value):
         raise TypeError(
             f"{name}: expected a frozen dataclass with a field model, all of whose fields can be "
@@ -212,6 +230,16 @@ def kernel_of(name: str, value: Any, model: Any) -> None:
         raise ValueError(
             f"{name}: expected a kernel of the model itself, such as kernels.block_gibbs(model), "
             f"got one of {getattr(value, 'model', None)}"
+        )
+
+
+def law_of_event(name: str, kernel: Any) -> None:
+    """Require a kernel that leaves the law of x alone invariant, not that of x and of replicas."""
+    if getattr(kernel, "has_replicas", False):
+        raise ValueError(
+            f"{name}: expected a kernel that leaves the law of x alone invariant, such as block "
+            f"Gibbs, got {type(kernel).__name__}, whose replicas would lag behind a model that "
+            "changes under them, or an event that is put in their midst"
         )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from poejax.types import Array, PyTree
 
@@ -28,6 +29,20 @@ def at_least_float32(v: Array) -> Array:
     """Return `v` in float32 or wider: in bfloat16 an event of odds 0.001 would fire at 0.008."""
     is_wide = jnp.issubdtype(v.dtype, jnp.floating) and jnp.finfo(v.dtype).bits >= 32
     return v if is_wide else v.astype(jnp.float32)
+
+
+def relative_weights(weights: Any) -> Any:
+    """Return weights [N], of which only ratios matter, as numbers that can be added up.
+
+    Integers wrap and float16 overflows in a sum, and float64 may hold what float32 cannot: on the
+    host very large or small ones are scaled, by the power of two that brings the largest below 1.
+    """
+    if isinstance(weights, jax.Array):
+        return at_least_float32(as_float(weights))
+    host = np.asarray(weights, np.float64)
+    if not 1e-20 < (largest := host.max(initial=0.0)) < 1e20:
+        host = np.ldexp(host, -np.frexp(largest)[1])
+    return host.astype(jnp.result_type(float))
 
 
 def total(v: Array) -> Array:
@@ -60,6 +75,7 @@ def mean_of_rows(x: Array, weights: Array | None = None) -> Array:
     x = at_least_float32(as_float(x))
     if weights is None:
         return jnp.mean(x, axis=0)
+    weights = relative_weights(weights)
     return jnp.tensordot(jnp.asarray(weights / jnp.sum(weights), x.dtype), x, 1)
 
 

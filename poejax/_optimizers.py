@@ -68,9 +68,18 @@ def update(
     params: Params,
     info: PyTree,
     loss_fn: LossFn,
+    share: Array | None = None,
 ) -> tuple[Params, optax.OptState]:
-    """Return optax's updates; the loss goes with the gradients where an estimator states one."""
+    """Return optax's updates; the loss goes with the gradients where an estimator states one.
+
+    `share` is what the gradients were multiplied by.
+    """
     if not hasattr(info, "loss"):
         return tx.update(grads, opt_state, params)
     tx = optax.with_extra_args_support(tx)
-    return tx.update(grads, opt_state, params, value=info.loss, grad=grads, value_fn=loss_fn)
+    value = info.loss if share is None else share * info.loss
+
+    def value_fn(params: Params) -> Array:
+        return loss_fn(params) if share is None else share * loss_fn(params)
+
+    return tx.update(grads, opt_state, params, value=value, grad=grads, value_fn=value_fn)

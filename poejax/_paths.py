@@ -80,7 +80,7 @@ def check_path(
         raise ValueError(f"base: expected units {model.visible}, got {base.model.visible}")
     propriety.require_proper(model, params)
     require_reach(model, params)
-    _checks.kernel_of("kernel", kernel, model)
+    _checks.kernel_of("kernel", kernel, model, alone=True)
     if found := is_light(model, params, base):
         warnings.warn(
             "base: its Gaussian tails are lighter than the model's, which decays only as a power "

@@ -37,17 +37,17 @@ def marginals(
     """
     x, y = _rows(data, samples)
     shown = min(num_shown, x.shape[1])
-    names = names or [f"column {i + 1}" for i in range(x.shape[1])]
+    names = names if names is not None else [f"column {i + 1}" for i in range(x.shape[1])]
     num_columns = min(num_columns, shown)
     num_rows = math.ceil(shown / num_columns)
     size = (2.4 * num_columns + 0.6, 1.9 * num_rows + 0.8)
     figure = Figure(size, dpi=_DPI, layout="constrained")
     for i in range(shown):
         axes = figure.add_subplot(num_rows, num_columns, i + 1)
-        axes.set_title(names[i][:24], fontsize="small")
-        levels = np.unique(x[:, i])
-        if len(levels) <= _FEW_VALUES:
-            levels = np.union1d(levels, np.unique(y[:, i])[:_FEW_VALUES])
+        axes.set_title(str(names[i])[:24], fontsize="small")
+        levels, others = np.unique(x[:, i]), np.unique(y[:, i])
+        if max(len(levels), len(others)) <= _FEW_VALUES:
+            levels = np.union1d(levels, others)
             position = np.arange(len(levels))
             for k, values in enumerate((x[:, i], y[:, i])):
                 heights = [float((values == level).mean()) for level in levels]

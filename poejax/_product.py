@@ -91,7 +91,7 @@ class Product(Expert):
         """
         data, weights = _checks.split_weights("data", _border.tree("data", data))
         self.visible.check("data", data)
-        self.visible.check_spread("data", data)
+        self.visible.check_spread("data", _checks.counted(data, weights))
         params = self.init(rng_key)
         coordinates = self.visible.coordinates(data, full, weights)
         y = self.visible.standardize_rows(coordinates, data)

@@ -89,8 +89,7 @@ def learned(name: str, visible: Unit, x: PyTree) -> tuple[str, PyTree]:
     """Return the rows that are learned from, NaN where nothing was observed, and their name."""
     x, weights = _checks.split_weights(name, x)
     if weights is not None and _checks.is_concrete(x, weights):
-        name, counts = f"{name}.x", _meshes.to_host(weights) > 0
-        x = jax.tree.map(lambda leaf: leaf[counts], x)
+        name, x = f"{name}.x", _checks.counted(x, weights)
     if isinstance(x, Incomplete):
         blank = jax.tree.map(lambda leaf: jnp.full_like(leaf[0], jnp.nan, dtype=float), x.x)
         name, x = f"{name}.x", jax.vmap(visible.select, (0, 0, None))(x.observed, x.x, blank)

@@ -24,7 +24,7 @@ class Rule(_Rule, Protocol):
 def start(run: Rule, rng_key: Array, data: PyTree, params: Params | None) -> TrainState:
     """Return the state at step 0, once all that can be told of rule, data and params is checked."""
     _checks.rng_key("rng_key", rng_key)
-    data = _border.tree("data", data)
+    data = _checks.with_relative_weights(_border.tree("data", data))
     _checks.leading_axis("data", data)
     run_key, params_key, data_key, estimator_key = jax.random.split(rng_key, 4)
     model, preprocess = run.model, run.preprocess

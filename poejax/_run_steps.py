@@ -202,7 +202,8 @@ def update(
     grads, params = split(grads)[0], split(state.params)[0]
     if hasattr(info, "loss"):  # an optimizer may differentiate it too
         params = split(whole)[0]
-    if mean_weight is not None:
+    share = None
+    if mean_weight is not None and not getattr(estimator, "takes_weights_as_given", False):
         # Estimators divide by the weights of their batch, which are more or less than its share.
         share = jnp.mean(batch.weights) / mean_weight
         grads = jax.tree.map(lambda g: share * g, grads)
@@ -213,7 +214,7 @@ def update(
         whole = join(params, state.params)
         return estimator.grad(rng_key, whole, state.estimator_state, batch)[2].loss
 
-    updates, opt_state = _optimizers.update(tx, grads, state.opt_state, params, info, loss)
+    updates, opt_state = _optimizers.update(tx, grads, state.opt_state, params, info, loss, share)
     params = optax.apply_updates(params, _rollback.scaled(updates, state.rollback, rollback))
     step = state.step + 1
     average, rest = state.average, state.average_rest

@@ -90,11 +90,14 @@ def neighbour_log_ratios(model: Product, params: Params, x: Event, sites: Array)
     x, sites = as_float(x), jnp.asarray(sites)
     values = _other_values(visible, visible.value_index(x)[sites], x.dtype)
 
-    def log_bases(site: Array, values: Array) -> Array:
-        return jax.vmap(lambda value: visible.log_base(x.at[site].set(value)))(values)
+    # Of sites that are independent in the base: beside a sum over all of them digits would be lost.
+    rest = visible.value_at(jnp.zeros(visible.num_sites, int), x.dtype).reshape(x.shape)
 
-    base = jax.vmap(log_bases)(sites, values) - visible.log_base(x)
-    return base + model.log_ratios(params, x, sites, values)
+    def log_bases(site: Array, values: Array) -> Array:
+        return jax.vmap(lambda value: visible.log_base(rest.at[site].set(value)))(values)
+
+    here = jax.vmap(log_bases)(sites, x[sites][:, None])
+    return jax.vmap(log_bases)(sites, values) - here + model.log_ratios(params, x, sites, values)
 
 
 def _other_values(visible: Unit, x: Array, dtype: Any) -> Array:

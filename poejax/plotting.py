@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import matplotlib
@@ -26,6 +25,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from poejax import _checks
 from poejax._plot_columns import marginals, moments
 
 __all__ = [
@@ -159,7 +159,7 @@ def learning_curves(
     x = x or ("step" if any("step" in record for record in records) else "epoch")
     records = sorted((record for record in records if x in record), key=lambda record: record[x])
     if panels is None:
-        keys = dict.fromkeys(key for r in records for key in r if isinstance(r[key], Real))
+        keys = dict.fromkeys(key for r in records for key in r if _checks.is_real(r[key]))
         panels = {key: [key] for key in keys if key not in ("step", "epoch", x)}
     if not records or not panels:
         raise ValueError(f"records: expected some with {x!r} and a quantity to draw, got none")
@@ -169,7 +169,7 @@ def learning_curves(
     for k, (label, group) in enumerate(panels.items()):
         axes = figure.add_subplot(num_rows, num_columns, k + 1, xlabel=x, ylabel=label)
         for key in group:
-            points = [(r[x], r[key]) for r in records if isinstance(r.get(key), Real)]
+            points = [(r[x], r[key]) for r in records if _checks.is_real(r.get(key))]
             values = np.asarray(points, np.float64).reshape(-1, 2).T
             gaps = ~np.isfinite(values[1])
             note = f" ({gaps.sum()} not finite)" if gaps.any() else "" if points else " (missing)"

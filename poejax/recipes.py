@@ -199,8 +199,12 @@ def fit_gaussian_rbm(
     Raises:
       ValueError: if `x` holds no real events, or a column is constant.
     """
+    x = _border.array("x", x)
+    if np.ndim(x) != 2 or 0 in np.shape(x):
+        raise ValueError(f"x: expected a non-empty batch [N, D], got shape {np.shape(x)}")
     model = models.gaussian_rbm(np.shape(x)[1], num_hidden)
-    rows, weights = distinct(_border.array("x", x), weights)
+    model.visible.check("x", x)
+    rows, weights = distinct(x, weights)
     start_key, spread_key, train_key, z_key = jax.random.split(rng_key, 4)
     start, coordinates = gaussian_start(start_key, model, rows, weights)
     y = np.asarray(model.visible.standardize_rows(coordinates, rows))
@@ -217,7 +221,9 @@ def fit_gaussian_rbm(
     run = training.Run(rule, tx, size, average=True)
     first = spread_weights(spread_key, start)
     seen = y[learned[epoch]]
-    state = run.init(train_key, seen, first)
+    # A column that is rarely other than 0 may not vary among these, and does among all.
+    varies = (seen.max(axis=0) > seen.min(axis=0)).all()
+    state = run.init(train_key, seen if varies else y, first)
     state = state._replace(opt_state=bound_precision(state.opt_state, y))
 
     def densities(params: Params) -> tuple[Matrix, float]:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from poejax import _border, _checks, _optimizers, inference, models, training
-from poejax._numerics import as_float
+from poejax._numerics import as_float, at_least_float32
 from poejax._product import Product
 from poejax.types import Array, Estimator, Params
 
@@ -137,7 +137,8 @@ def _check_probabilities(name: str, rows: Array) -> None:
 @_border.with_check(_check_probabilities)
 def draw_bits(rng_key: Array, probabilities: Array) -> Array:
     """Draw {0, 1} with the given probabilities; a `preprocess` for `training`."""
-    return jax.random.bernoulli(rng_key, as_float(probabilities)).astype(probabilities.dtype)
+    p = at_least_float32(as_float(probabilities))
+    return jax.random.bernoulli(rng_key, p).astype(probabilities.dtype)
 
 
 def _sizes(layer: Layer) -> tuple[int, int]:

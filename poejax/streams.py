@@ -118,7 +118,14 @@ class Rows:
             found.append(part.weights if isinstance(part, Weighted) else part)
         weights: Any = np.concatenate(found)
         _checks.split_weights("data", Weighted(weights, weights))
-        return np.asarray(weights)
+        weights = np.asarray(weights)
+        # Each chunk is read on its own: there is nothing to scale its weights by.
+        if not 1e-20 < (largest := float(weights.max())) < 1e20:
+            raise ValueError(
+                "data.weights: expected a largest one between 1e-20 and 1e20, as only ratios "
+                f"matter, got {largest:g}"
+            )
+        return weights
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

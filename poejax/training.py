@@ -212,7 +212,7 @@ class Run:
         state = self._with_rollback(state)
         if isinstance(data, _streams.Reader):
             return data.take(self._program, state, num_steps, average_weight)
-        data = _border.tree("data", data)
+        data = _checks.with_relative_weights(_border.tree("data", data))
         num_rows = _checks.leading_axis("data", data)
         if self.batch_size > num_rows:
             raise ValueError(

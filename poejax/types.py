@@ -131,7 +131,9 @@ class Estimator(Protocol):
 
     The last of what `grad` returns is its diagnostics: EstimatorInfo, PersistentInfo,
     LossInfo, or a rule's own.
-    Where these have a `loss`, optimizers that need the loss itself get it.
+    Where these have a `loss`, optimizers that need the loss itself get it. Of `Weighted` rows the
+    gradient is to be the mean by the weights of its batch, Σ w ∂ / Σ w: `Run` then multiplies it by
+    the batch's share of all weights.
 
     model: the product that is learned, whose visible units all data are checked against; None for a
       rule of other parameters, such as a network's, of which one must be given to start from.

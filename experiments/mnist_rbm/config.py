@@ -129,8 +129,10 @@ PRESETS = {
     "record": dataclasses.replace(
         _ALL_OF_MNIST,
         preset="record",
-        num_epochs=750,
-        warped_copies=16,
+        num_epochs=1500,
+        warped_copies=24,
+        warped_share=0.93,
+        kept_copies=1,
     ),
     "smoke": Config(
         preset="smoke",

@@ -122,6 +122,8 @@ class Learner:
                 yield self._kind.rows(matrices.dense(rows[found]))
 
     def _start(self, X: Any, weights: Matrix | None = None) -> None:
+        for name in ("_origin_and_scale", "gain_"):  # of a fit with other units
+            self.__dict__.pop(name, None)
         params_key, train_key = jax.random.split(self._key())
         if self.visible == "gaussian":
             self.model_ = models.gaussian_rbm(X.shape[1], self.n_components)

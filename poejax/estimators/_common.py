@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks, _meshes, _random, chains
-from poejax._numerics import always
+from poejax._numerics import always, relative_weights
 from poejax._product import Product
 from poejax.experts._forms import Bank
 from poejax.kernels import block_gibbs
@@ -47,6 +47,7 @@ def mean_of_rows(fn: Callable[..., PyTree], batch: Any, *others: PyTree) -> PyTr
     values = jax.vmap(fn)(x, *others)
     if weights is None:
         return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), values)
+    weights = relative_weights(weights)
     total = jnp.sum(weights)
     share = weights / jnp.where(total > 0, total, 1)  # a batch may be of rows of weight 0
     return jax.tree.map(lambda leaf: jnp.tensordot(share.astype(leaf.dtype), leaf, 1), values)

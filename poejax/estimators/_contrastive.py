@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from poejax import _checks, chains
 from poejax._moves import moved
+from poejax._numerics import relative_weights
 from poejax._product import Product
 from poejax.estimators._common import Rule, advance, contrast, own_kernel, with_rows
 from poejax.types import Array, EstimatorInfo, Event, Kernel, Params, PersistentInfo, Weighted
@@ -49,7 +50,7 @@ class PersistentContrastiveDivergence(Rule):
         num_rows = _checks.leading_axis("data", data)
         if isinstance(data, Weighted):
             data, weights = data
-            log_weights = jnp.log(jnp.asarray(weights, jnp.result_type(float)))
+            log_weights = jnp.log(jnp.asarray(relative_weights(weights)))
             rows = jax.random.categorical(row_key, log_weights, shape=(self.num_chains,))
         else:
             rows = jax.random.randint(row_key, (self.num_chains,), 0, num_rows)

@@ -140,6 +140,7 @@ def jarzynski(
     energy-based models using Jarzynski equality.
     """
     _checks.fraction("threshold", threshold)
+    _checks.law_of_event("kernel", kernel)
     return Jarzynski(
         model,
         _checks.positive_int("num_chains", num_chains),

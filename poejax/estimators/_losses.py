@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -49,6 +49,7 @@ class FromLoss:
 
     loss_fn: LossFn
     model: Any = None
+    takes_weights_as_given: ClassVar[bool] = True
     check_data: Callable[[str, Any], None] | None = None
 
     def init(self, rng_key: Array, params: Params, data: Any) -> tuple[()]:
@@ -70,7 +71,8 @@ def from_loss(loss_fn: LossFn) -> FromLoss:
 
     Args:
       loss_fn: `(rng_key, params, batch) -> []`. Rows of the batch are any pytree with one leading
-        axis; `Run.init` is to be given the parameters.
+        axis; `Run.init` is to be given the parameters. What becomes of the weights of `Weighted`
+        rows is the loss's own affair: mean(weights * losses) is right for batches of any size.
 
     Returns:
       An estimator; its info holds the loss.

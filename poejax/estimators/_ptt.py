@@ -25,6 +25,7 @@ from poejax.types import Array, Event, Params
 
 _SMOOTHING = 0.5  # of the acceptance: that of one update is noisy, that of ten ago is stale
 _LOSS = 0.5  # of the acceptance in one update
+_LEAST_OVERLAP = 0.2  # below which, of rows that weights call degenerate, no error bar is honest
 _MAX_BRIDGES = 1000
 _BASE_SMOOTHING = 0.01  # that of `init_from`, whose start is then next to the base
 
@@ -113,7 +114,11 @@ class ParallelTrajectoryTempering(Rule):
         log Z_m + log(Z / Z_m), the latter by Bennett's ratio of the checkpoint's rows and the
         model's chains. Errors of all ratios since the base add up in std_err. The chains are those
         of the last update, one behind the parameters it made; `freeze` takes them to these first,
-        and looks longer.
+        and looks longer. Degenerate weights of the reservoir and little overlap open the interval.
+
+        Where modes have parted, std_err is too small: a reservoir's error in their shares is common
+        to all chains, and the next one inherits it. Of an RBM of two modes of equal weight it was
+        0.6 to 0.7 of the error over 100 seeds, and 77 to 88 % of the 95 % intervals held log Z.
 
         Args:
           params: the parameters that `state` was last updated with, or close to these.
@@ -200,7 +205,7 @@ def ptt(
     """
     if _checks.positive_int("num_chains", num_chains) < 2:
         raise ValueError("num_chains: expected at least 2 for a standard error, got 1")
-    _checks.kernel_of("kernel", kernel, model)
+    _checks.kernel_of("kernel", kernel, model, alone=True)
     _checks.fraction("freeze_below", freeze_below)
     if _checks.fraction("reject_below", reject_below) > freeze_below:
         raise ValueError(
@@ -306,6 +311,7 @@ def _log_z(rule: ParallelTrajectoryTempering, params: Params, state: PTTState) -
     std_err = jnp.sqrt(state.checkpoint.variance + found.std_err**2)
     log_weights = state.checkpoint.log_z + up
     seen = weights.summarize(log_weights)
-    wide = weights.NORMAL_95 * std_err
+    is_open = seen.is_degenerate & (found.overlap < _LEAST_OVERLAP)
+    wide = jnp.where(is_open, jnp.inf, weights.NORMAL_95 * std_err)
     ends = log_z - wide, log_z + wide
     return LogZ(log_z, std_err, seen.ess, *ends, log_weights, seen.pareto_k)

@@ -178,7 +178,7 @@ def ais_steps(
     """
     _meshes.require_auto("state", state)
     _meshes.require_auto("params", params)
-    _checks.kernel_of("kernel", kernel, model)
+    _checks.kernel_of("kernel", kernel, model, alone=True)
     params, coordinates = split_coordinates(params)
     base = base.within(coordinates)
     kernel_of_path = bound_to(path_of(model, base), kernel)

@@ -190,6 +190,12 @@ def test_log_likelihood(
     data = x if data is None else _border.events("data", model.visible, data)
     starts = data if starts is None else _border.events("starts", model.visible, starts)
     base = _base_for(model, params, data) if base is None else base
+    num_starts = _checks.leading_axis("starts", starts)
+    if num_sweeps == 0 and num_starts < num_chains:
+        raise ValueError(
+            f"starts: expected at least num_chains = {num_chains} samples where num_sweeps is 0, "
+            f"as copies are not independent, got {num_starts}"
+        )
     keys = jax.random.split(rng_key, 5)
     if isinstance(betas, int | np.integer):
         betas = adaptive_betas(keys[0], model, params, base, betas, num_chains, kernel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -89,6 +90,9 @@ class Bias(Expert):
         return -get_beta(params) * self.visible.peak(params["field"])
 
     def log_ratios(self, params: Params, x: Array, sites: Array, values: Array) -> Array:
+        terms = sum(leaf.size for leaf in jax.tree.leaves(params["field"]))
+        if terms > self.visible.num_linear:  # of squares, say, which change too
+            return super().log_ratios(params, x, sites, values)
         changes = statistic_changes(self.visible, x, sites, values)
         field = self.visible.linear_part(params["field"]).reshape(self.visible.num_sites, -1)
         return get_beta(params) * jnp.sum(changes * field[sites][:, None], axis=-1)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from poejax import _checks
+from poejax._numerics import at_least_float32
 from poejax.types import Array, Event, Params
 from poejax.units import Unit
 
@@ -75,7 +76,8 @@ class BitFlips:
         num_values = self._num_values(unit)
         flip_key, value_key = jax.random.split(rng_key)
         x = unit.linear_statistic(x).reshape(jnp.shape(x))
-        flip = jax.random.bernoulli(flip_key, self.rate, (unit.num_sites,))
+        rate = at_least_float32(jnp.asarray(self.rate))
+        flip = jax.random.bernoulli(flip_key, rate, (unit.num_sites,))
         # A step of 1 to C - 1 along the ring of values: any other, each as likely.
         step = jnp.ones(flip.shape, int)
         if num_values > 2:

@@ -41,6 +41,18 @@ def fit(
     return x
 
 
+def counted(rows: Any, weights: Any) -> tuple[Any, Any, Any]:
+    """Return the rows whose weight is not 0, their weights, and which they are, None for all.
+
+    The others are to be as none, and no frame is to be measured by them.
+    """
+    if weights is None or not isinstance(rows, np.ndarray) or not _checks.is_concrete(weights):
+        return rows, weights, None
+    host = _meshes.to_host(_border.array("weights", weights))
+    counts = host > 0
+    return (rows, weights, None) if counts.all() else (rows[counts], host[counts], counts)
+
+
 def mean_one(weights: Any, dtype: Any) -> tuple[Any, Any]:
     """Return weights of mean 1 and the mean they had; None and 1 for none."""
     if weights is None:

@@ -66,12 +66,27 @@ def kmeans(
     rows: Any = checks.fit(
         rng_key, x, "num_clusters", num_clusters, max_steps, num_restarts, weights
     )
+    every = rows
+    rows, weights, counts = checks.counted(rows, weights)
     frame = frames.measure(rows)
     frames.check_values(rows, frame)
     weights, _ = checks.mean_one(weights, frames.working_dtype(rows))
     y = frames.coordinates(rows, frame, frame.shared_unit)
     found = _kmeans(rng_key, y, weights, num_clusters, max_steps, num_restarts)
-    return found._replace(centroids=_back(rows, frame, found.centroids))
+    assignments = found.assignments
+    if counts is not None:
+        assigned = np.empty(len(every), np.int32)
+        assigned[counts] = assignments
+        others = np.asarray(frames.coordinates(every[~counts], frame, frame.shared_unit))
+        assigned[~counts] = _nearest(others, np.asarray(found.centroids))
+        assignments = jnp.asarray(assigned)
+    return Clusters(_back(rows, frame, found.centroids), assignments)
+
+
+def _nearest(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Return which centroid is nearest to each row, on the host; any row has numbers there."""
+    squares = [((x.astype(float) - c.astype(float)) ** 2).sum(axis=1) for c in centroids]
+    return np.argmin(squares, axis=0)
 
 
 def plus_plus(

@@ -99,6 +99,8 @@ def fit_em(
     name, given = checks.start(init, params, len(rows), num_components, num_restarts)
     if params is not None:
         _check_params(params, num_components, rows.shape[1], covariance)
+    rows, weights, counts = checks.counted(rows, weights)
+    given = given if counts is None or given is None else jnp.asarray(given)[counts]
     frame = frames.measure(rows)
     frames.check_values(rows, frame, squares=True)
     dtype = frames.working_dtype(rows)

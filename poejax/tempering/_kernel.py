@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ class ReplicaExchange:
     betas: tuple[float, ...]
     base: Base | None
     kernel: Any
+    has_replicas: ClassVar[bool] = True
 
     def init(self, rng_key: Array, params: Params, x: Event, clamp: PyTree = None) -> ExchangeState:
         """Put the event `x` on every rung."""
@@ -100,9 +101,10 @@ def replica_exchange(
 
     f_k(x) = base(x)^(1-β_k) temper(model, β_k)(x), k = 1..K; without a base temper(model, β_k)(x)
 
-    For whatever takes a kernel: `chains.run`, `estimators.pcd`. A step costs K of `kernel`'s. The
-    joint law of all replicas is left invariant, so that chains are the model's after burn-in. Its
-    info is that of the exchanges, from which ladders are judged.
+    For chains that go on under one model, or a slowly changing one: `chains.run`, `estimators.pcd`.
+    What anneals, or puts events in the place of others, refuses it. A step costs K of `kernel`'s.
+    The joint law of all replicas is left invariant, so that chains are the model's after burn-in.
+    Its info is that of the exchanges, from which ladders are judged.
 
     Args:
       model: the product.
@@ -122,7 +124,7 @@ def replica_exchange(
     Markov chain Monte Carlo for training of restricted Boltzmann machines.
     """
     _checks.model("model", model)
-    _checks.kernel_of("kernel", kernel, model)
+    _checks.kernel_of("kernel", kernel, model, alone=True)
     if base is not None and not isinstance(base, Base):
         raise TypeError(
             "base: expected None or a base such as evidence.base_rate(model, data), got "

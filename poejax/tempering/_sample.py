@@ -267,7 +267,9 @@ def _report(
 ) -> Report:
     acceptance = jnp.mean(means.acceptance, axis=(0, 1))
     rises, falls = jnp.mean(means.rises, axis=1), jnp.mean(means.falls, axis=1)
-    log_ratios = centres + jnp.log(jnp.mean(rises, axis=0)) - jnp.log(jnp.mean(falls, axis=0))
+    # Of rungs that see nothing of each other the middle stands in; the interval is open.
+    middle = jnp.mean(means.up + means.down, axis=(0, 1)) / 2
+    log_ratios = _log_ratio(rises, falls, centres, middle)
     log_z = start + jnp.sum(log_ratios)
     own = _influence(rises, falls)
     num_chains = len(own)
@@ -288,12 +290,25 @@ def _report(
 
 def _influence(rises: Array, falls: Array) -> Array:
     """Return by how much each ladder's own log Z is off the mean, [C], from its [C, K - 1]."""
-    return jnp.sum(rises / jnp.mean(rises, axis=0) - falls / jnp.mean(falls, axis=0), axis=1)
+
+    def relative(v: Array) -> Array:
+        mean = jnp.mean(v, axis=0)
+        return jnp.where(mean > 0, v / jnp.where(mean > 0, mean, 1), 1)
+
+    return jnp.sum(relative(rises) - relative(falls), axis=1)
+
+
+def _log_ratio(rises: Array, falls: Array, centres: Array | float, middle: Array) -> Array:
+    """Return log Z_(k+1) - log Z_k by Bennett's ratio, `middle` where a mean is 0, [..., K - 1]."""
+    rise, fall = jnp.mean(rises, axis=0), jnp.mean(falls, axis=0)
+    known = jnp.minimum(rise, fall) > 0
+    ratio = jnp.log(jnp.where(known, rise, 1)) - jnp.log(jnp.where(known, fall, 1))
+    return jnp.where(known, centres + ratio, middle)
 
 
 def drift(means: measure.Means) -> Array:
     """Return log Z of the second half of the run less that of the first, in standard errors, []."""
-    log_z = jnp.log(jnp.mean(means.rises, axis=0)) - jnp.log(jnp.mean(means.falls, axis=0))
+    log_z = _log_ratio(means.rises, means.falls, 0.0, jnp.zeros(()))
     gap = jnp.sum(log_z[1] - log_z[0])
     own = [_influence(means.rises[:, half], means.falls[:, half]) for half in (0, 1)]
     std_err = jnp.std(own[1] - own[0], ddof=1) / math.sqrt(len(own[0]))

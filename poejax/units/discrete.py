@@ -284,7 +284,7 @@ class Categorical(Unit):
         return params + v.reshape(self.event_shape)
 
     def inner(self, field: Field, x: Event) -> Array:
-        return jnp.sum(field.reshape(-1) * self.linear_statistic(x))
+        return jnp.sum(at_least_float32(field.reshape(-1)) * self.linear_statistic(x))
 
     def log_partitions(self, field: Field) -> Array:
         return jax.nn.logsumexp(field, axis=-1)

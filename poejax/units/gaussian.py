@@ -76,6 +76,8 @@ class QuadraticUnit(RealUnit):
         return params | {"linear": params["linear"] + v}
 
     def coordinates(self, x: Event, full: bool = False, weights: Array | None = None) -> PyTree:
+        if full:
+            require_full_rank("data", _checks.counted(x, weights))
         mean, covariance = moments(x, full, weights)
         xp = _numpy_or_jax(covariance)
         scale = xp.linalg.cholesky(covariance) if full else xp.sqrt(covariance)
@@ -327,3 +329,22 @@ def _wide(coordinates: PyTree) -> tuple[Array, Array]:
 
 def _numpy_or_jax(value: Any) -> Any:
     return np if isinstance(value, np.ndarray) else jnp
+
+
+def require_full_rank(name: str, x: Event) -> None:
+    """Raise ValueError if columns of a batch [N, D] that can be looked at depend on each other."""
+    if not _checks.is_concrete(x):
+        return
+    x = _meshes.to_host(x, np.float64)
+    if not np.isfinite(x).all():
+        return  # NaN marks what is missing
+    _, covariance = moments(x, full=True)
+    deviation = np.sqrt(np.diagonal(covariance))
+    values, vectors = np.linalg.eigh(covariance / np.outer(deviation, deviation))
+    # Float32 cannot tell smaller ones from zero.
+    if values[0] < 1e-6:
+        columns = np.flatnonzero(np.abs(vectors[:, 0]) > 1e-3).tolist()
+        raise ValueError(
+            f"{name}: expected variance in every direction, got {len(x)} rows whose columns "
+            f"{columns} depend on each other linearly; drop one of them"
+        )

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from poejax import _checks, _meshes, _random
+from poejax import _random
 from poejax._numerics import HALF_LOG_2PI, widen
 from poejax.tails import as_float64
 from poejax.types import Array, Event, Field, Params, PyTree
 from poejax.units._rows import least_squares, solve, triangle_of
-from poejax.units.gaussian import QuadraticUnit, moments
+from poejax.units.gaussian import QuadraticUnit, moments, require_full_rank
 
 __all__ = ["Gaussian", "require_full", "require_full_rank", "triangular_rows", "upper_triangle"]
 
@@ -187,22 +187,3 @@ def require_full(visible: Any) -> Gaussian:
     if not isinstance(visible, Gaussian):
         raise ValueError(f"visible: expected units.Gaussian, got {visible}")
     return visible
-
-
-def require_full_rank(name: str, x: Event) -> None:
-    """Raise ValueError if columns of a batch [N, D] that can be looked at depend on each other."""
-    if not _checks.is_concrete(x):
-        return
-    x = _meshes.to_host(x, np.float64)
-    if not np.isfinite(x).all():
-        return  # NaN marks what is missing
-    _, covariance = moments(x, full=True)
-    deviation = np.sqrt(np.diagonal(covariance))
-    values, vectors = np.linalg.eigh(covariance / np.outer(deviation, deviation))
-    # Float32 cannot tell smaller ones from zero.
-    if values[0] < 1e-6:
-        columns = np.flatnonzero(np.abs(vectors[:, 0]) > 1e-3).tolist()
-        raise ValueError(
-            f"{name}: expected variance in every direction, got {len(x)} rows whose columns "
-            f"{columns} depend on each other linearly; drop one of them"
-        )
