@@ -200,9 +200,7 @@ def fit_gaussian_rbm(
       ValueError: if `x` holds no real events, or a column is constant.
     """
     x = _border.array("x", x)
-    if np.ndim(x) != 2 or 0 in np.shape(x):
-        raise ValueError(f"x: expected a non-empty batch [N, D], got shape {np.shape(x)}")
-    model = models.gaussian_rbm(np.shape(x)[1], num_hidden)
+    model = models.gaussian_rbm(max(1, np.size(x[:1])), num_hidden)
     model.visible.check("x", x)
     rows, weights = distinct(x, weights)
     start_key, spread_key, train_key, z_key = jax.random.split(rng_key, 4)
@@ -221,9 +219,8 @@ def fit_gaussian_rbm(
     run = training.Run(rule, tx, size, average=True)
     first = spread_weights(spread_key, start)
     seen = y[learned[epoch]]
-    # A column that is rarely other than 0 may not vary among these, and does among all.
-    varies = (seen.max(axis=0) > seen.min(axis=0)).all()
-    state = run.init(train_key, seen if varies else y, first)
+    # A column that is rarely other than 0 may vary among all rows alone.
+    state = run.init(train_key, seen if np.ptp(seen, axis=0).all() else y, first)
     state = state._replace(opt_state=bound_precision(state.opt_state, y))
 
     def densities(params: Params) -> tuple[Matrix, float]:
@@ -317,10 +314,8 @@ def _stay_below(
 ) -> tuple[Params, _Bound]:
     assert params is not None
     step, value = (tree["bias"]["field"]["log_precision"] for tree in (updates, params))
-    field = updates["bias"]["field"] | {
-        "log_precision": jnp.minimum(step, state.log_precision - value)
-    }
-    return updates | {"bias": {"field": field}}, state
+    field = {"log_precision": jnp.minimum(step, state.log_precision - value)}
+    return updates | {"bias": {"field": updates["bias"]["field"] | field}}, state
 
 
 def _add_weights(params: Params, w: Array) -> Params:

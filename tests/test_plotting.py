@@ -276,3 +276,21 @@ def test_save_knows_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plotting.save(plotting.grid(np.eye(4), (2, 2)), "~/pictures/eye.png")
     assert [p.name for p in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_marginals_of_bits_beside_means_lose_nothing():
+    rng = np.random.default_rng(0)
+    bits, means = rng.integers(0, 2, (200, 1)), rng.random((300, 1))
+    names = np.array(["height"])
+    axes = plotting.marginals(bits, means, names=names).axes[0]
+    assert axes.get_title() == "height"
+    for stairs in axes.patches:
+        values, _, _ = stairs.get_data()
+        assert values.sum() == pytest.approx(1)
+    assert len(axes.patches) == 2
+
+
+def test_learning_curves_take_numbers_of_jax():
+    records = [{"step": i, "loss": jnp.float32(i), "rate": np.asarray(0.5)} for i in range(3)]
+    figure = plotting.learning_curves(records)
+    assert {axes.get_ylabel() for axes in figure.axes} == {"loss", "rate"}

@@ -42,7 +42,7 @@ def test_dependent_columns_have_no_full_coordinates(num_rows):
 
 def test_a_value_that_is_not_finite_is_found_where_it_stands():
     x = np.random.default_rng(0).normal(size=(20, 3))
-    with pytest.raises(ValueError, match=r"x: expected a non-empty batch \[N, D\], got shape"):
+    with pytest.raises(ValueError, match=r"x: expected shape .*, got"):
         recipes.fit_gaussian_rbm(KEY, x[:, 0], 2, num_passes=1)
     x[3, 1] = np.inf
     with pytest.raises(ValueError, match="x: expected finite values, got inf in row 3, column 1"):

@@ -200,3 +200,24 @@ def test_masses_of_a_hundred_models_of_two_modes():
         found = float(np.mean(np.asarray(x) @ side > 0))
         squares.append((found - exact) ** 2 / (exact * (1 - exact) / 200))
     assert abs(np.mean(squares) - 1) < 3 * np.sqrt(2 / 100)
+
+
+def test_rungs_that_see_nothing_of_each_other_leave_log_z_open():
+    visible = units.Bernoulli(200)
+    model = pj.product(visible, bias=pj.experts.Bias(visible))
+    params = {"bias": {"field": jnp.where(jnp.arange(200) % 2, 4.0, -4.0)}}
+    halves = jnp.arange(4)[:, None] % 2 * jnp.ones(200)
+    base = pj.evidence.base_rate(model, halves)
+    with pytest.warns(UserWarning, match="exchange with probability"):
+        _, report = tempering.sample(
+            jax.random.key(0),
+            model,
+            params,
+            base,
+            num_chains=4,
+            num_steps=8,
+            betas=jnp.array([0.0, 1.0]),
+        )
+    assert np.isfinite(report.log_z.log_z)
+    assert np.isfinite(report.log_z.log_weights).all()
+    assert (float(report.log_z.ci_low), float(report.log_z.ci_high)) == (-np.inf, np.inf)

@@ -172,3 +172,11 @@ def test_bad_arguments(params):
 
 def test_pytest_does_not_collect_it():
     assert evidence.test_log_likelihood.__test__ is False
+
+
+def test_copies_are_no_independent_samples(params):
+    few = jnp.asarray(bars()[:5], float)
+    with pytest.raises(ValueError, match="starts: expected at least num_chains = 100 samples"):
+        evidence.test_log_likelihood(
+            KEY, SMALL, params, few, starts=few, **ESTIMATED | {"num_sweeps": 0}
+        )

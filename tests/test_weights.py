@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import poejax as pj
 from poejax import _weights as weights
@@ -111,10 +112,21 @@ def test_healthy_weights_keep_their_interval(direction, size):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = evidence.ais_result(run_of(log_w, direction))
-    assert float(found.ci_high - found.log_z) == pytest.approx(
-        1.96 * float(found.std_err), rel=1e-2
-    )
-    assert float(found.log_z - found.ci_low) == pytest.approx(1.96 * float(found.std_err), rel=1e-2)
+    wide = stats.t.ppf(0.975, len(log_w) - 1) * float(found.std_err)
+    assert float(found.ci_high - found.log_z) == pytest.approx(wide, rel=1e-2)
+    assert float(found.log_z - found.ci_low) == pytest.approx(wide, rel=1e-2)
+
+
+@pytest.mark.parametrize("num_chains", [3, 5, 10, 100])
+def test_intervals_of_few_chains_are_students(num_chains):
+    # Of unbiased weights that hardly vary log Z is 0, and its error nearly normal.
+    rng, repetitions = np.random.default_rng(num_chains), 4000
+    log_w = 0.05 * rng.normal(size=(repetitions, num_chains)) - 0.05**2 / 2
+    found = jax.vmap(lambda v: weights.estimate(v, 1))(jnp.asarray(log_w))
+    closed = np.isfinite(found.ci_low) & np.isfinite(found.ci_high)
+    covered = ((found.ci_low < 0) & (found.ci_high > 0))[closed].mean()
+    assert closed.mean() > 0.9
+    assert abs(covered - 0.95) < 4 * np.sqrt(0.95 * 0.05 / closed.sum())
 
 
 # Bases that would anneal from a number made of rounding.
