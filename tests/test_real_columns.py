@@ -40,6 +40,13 @@ def test_dependent_columns_have_no_full_coordinates(num_rows):
     assert np.isfinite(model.init_from(KEY, data)["coordinates"]["scale"]).all()
 
 
+def test_nearly_dependent_columns_keep_full_coordinates():
+    z = np.random.default_rng(0).normal(size=(100, 3))
+    data = np.column_stack([z[:, :2], z[:, :2].sum(axis=1) + 1e-4 * z[:, 2]])
+    scale = pj.models.gaussian_rbm(3, 2).init_from(KEY, data, full=True)["coordinates"]["scale"]
+    np.testing.assert_allclose(scale @ scale.T, np.cov(data.T, ddof=0), rtol=1e-4)
+
+
 def test_a_value_that_is_not_finite_is_found_where_it_stands():
     x = np.random.default_rng(0).normal(size=(20, 3))
     with pytest.raises(ValueError, match=r"x: expected shape .*, got"):

@@ -77,7 +77,7 @@ class QuadraticUnit(RealUnit):
 
     def coordinates(self, x: Event, full: bool = False, weights: Array | None = None) -> PyTree:
         if full:
-            require_full_rank("data", _checks.counted(x, weights))
+            require_full_rank("data", _checks.counted(x, weights), least=1e-10)  # in float64
         mean, covariance = moments(x, full, weights)
         xp = _numpy_or_jax(covariance)
         scale = xp.linalg.cholesky(covariance) if full else xp.sqrt(covariance)
@@ -331,7 +331,7 @@ def _numpy_or_jax(value: Any) -> Any:
     return np if isinstance(value, np.ndarray) else jnp
 
 
-def require_full_rank(name: str, x: Event) -> None:
+def require_full_rank(name: str, x: Event, least: float = 1e-6) -> None:
     """Raise ValueError if columns of a batch [N, D] that can be looked at depend on each other."""
     if not _checks.is_concrete(x):
         return
@@ -341,8 +341,8 @@ def require_full_rank(name: str, x: Event) -> None:
     _, covariance = moments(x, full=True)
     deviation = np.sqrt(np.diagonal(covariance))
     values, vectors = np.linalg.eigh(covariance / np.outer(deviation, deviation))
-    # Float32 cannot tell smaller ones from zero.
-    if values[0] < 1e-6:
+    # Float32 cannot tell smaller ones than 1e-6 from zero.
+    if values[0] < least:
         columns = np.flatnonzero(np.abs(vectors[:, 0]) > 1e-3).tolist()
         raise ValueError(
             f"{name}: expected variance in every direction, got {len(x)} rows whose columns "
