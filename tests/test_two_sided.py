@@ -99,7 +99,7 @@ def test_samples_given_are_taken_as_they_are(params):
     assert not bool(found.bracket.disagrees)
     # Chains that never leave one row are no samples, and the report says so.
     model, far, x, _ = modes(8.0)
-    options = ESTIMATED | {"num_sweeps": 0, "starts": jnp.zeros((1, 12))}
+    options = ESTIMATED | {"num_sweeps": 0, "starts": jnp.zeros((100, 12))}
     with pytest.warns(UserWarning, match="test_log_likelihood: the sides disagree"):
         stuck = evidence.test_log_likelihood(KEY, model, far, x, **options)
     assert bool(stuck.bracket.disagrees)
