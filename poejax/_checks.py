@@ -112,12 +112,18 @@ def split_weights(name: str, data: Any) -> tuple[Any, Any]:
     return data.x, relative_weights(data.weights)
 
 
+def counting(rows: Any, weights: Any) -> np.ndarray | None:
+    """Return which rows have a weight other than 0, [N], where the host can tell; None for all."""
+    if weights is None or not is_concrete(rows, weights):
+        return None
+    counts: np.ndarray = _meshes.to_host(weights) > 0
+    return None if counts.all() else counts
+
+
 def counted(rows: Any, weights: Any) -> Any:
     """Return the rows [N, ...] whose weight is not 0, where the host can tell."""
-    if weights is None or not is_concrete(rows, weights):
-        return rows
-    counts = _meshes.to_host(weights) > 0
-    return rows if counts.all() else jax.tree.map(lambda leaf: leaf[counts], rows)
+    counts = counting(rows, weights)
+    return rows if counts is None else jax.tree.map(lambda leaf: leaf[counts], rows)
 
 
 def with_relative_weights(data: Any) -> Any:

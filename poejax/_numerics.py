@@ -16,6 +16,7 @@ from poejax.types import Array, PyTree
 T = TypeVar("T", bound=PyTree)
 
 HALF_LOG_2PI = 0.9189385332046727
+WEIGHTS = 1e-20, 1e20  # between which the largest of many may lie, to be added up in float32
 _BLOCK = 256
 
 
@@ -40,7 +41,7 @@ def relative_weights(weights: Any) -> Any:
     if isinstance(weights, jax.Array):
         return at_least_float32(as_float(weights))
     host = np.asarray(weights, np.float64)
-    if not 1e-20 < (largest := host.max(initial=0.0)) < 1e20:
+    if not WEIGHTS[0] < (largest := host.max(initial=0.0)) < WEIGHTS[1]:
         host = np.ldexp(host, -np.frexp(largest)[1])
     return host.astype(jnp.result_type(float))
 

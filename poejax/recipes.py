@@ -200,6 +200,7 @@ def fit_gaussian_rbm(
       ValueError: if `x` holds no real events, or a column is constant.
     """
     x = _border.array("x", x)
+    # As many columns as a row has numbers: what is no batch is told of by the units' own check.
     model = models.gaussian_rbm(max(1, np.size(x[:1])), num_hidden)
     model.visible.check("x", x)
     rows, weights = distinct(x, weights)

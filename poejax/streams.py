@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from poejax import _checks, _foreign, _random, _sources
+from poejax._numerics import WEIGHTS
 from poejax.types import Array, PyTree, Weighted
 
 __all__ = ["Rows", "from_files", "from_grain"]
@@ -120,10 +121,11 @@ class Rows:
         _checks.split_weights("data", Weighted(weights, weights))
         weights = np.asarray(weights)
         # Each chunk is read on its own: there is nothing to scale its weights by.
-        if not 1e-20 < (largest := float(weights.max())) < 1e20:
+        low, high = WEIGHTS
+        if not low < (largest := float(weights.max())) < high:
             raise ValueError(
-                "data.weights: expected a largest one between 1e-20 and 1e20, as only ratios "
-                f"matter, got {largest:g}"
+                f"data.weights: expected a largest one between {low:g} and {high:g}, as only "
+                f"ratios matter, got {largest:g}"
             )
         return weights
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ptt_cases import BARS, KEY, MODEL, START
 
 import poejax as pj
 from poejax import estimators, experts, units
@@ -151,3 +152,14 @@ def test_spectral_norms_are_largest_singular_values():
     found = pj.diagnostics.spectral_norms(params)
     assert list(found) == ["inner.hidden"]
     assert float(found["inner.hidden"]) == pytest.approx(7)
+
+
+def test_log_z_is_open_where_the_reservoir_lost_the_model():
+    rule = pj.estimators.ptt(MODEL, 100, freeze_below=0.0, reject_below=0.0)
+    run = pj.training.Run(rule, optax.sgd(0.5), 14)
+    state, _ = run.steps(run.init(KEY, BARS, START), BARS, 4000)
+    found = rule.log_z(state.params, state.estimator_state)
+    assert float(found.ess) < 10
+    assert (float(found.ci_low), float(found.ci_high)) == (-np.inf, np.inf)
+    exact = float(pj.exact.log_z(MODEL, state.params))
+    assert abs(float(found.log_z) - exact) > 5 * float(found.std_err)  # as it would have claimed

@@ -98,9 +98,8 @@ class Config(runs.DigitOptions):
         most = int(rbm_recipe.HELD * self.num_epochs)
         words = f"at most {most} of num_epochs = {self.num_epochs}"
         self.expect(self.warmup_epochs <= most, "warmup_epochs", words)
-        most = self.warped_copies
-        words = f"at most warped_copies = {most}"
-        self.expect(self.kept_copies <= most, "kept_copies", words)
+        words = f"at most warped_copies = {self.warped_copies}"
+        self.expect(self.kept_copies <= self.warped_copies, "kept_copies", words)
         words = f"at least two reports of epochs_per_report = {self.epochs_per_report}"
         self.expect(self.num_warped > 0 or not self.warped_copies, "num_epochs", words)
 

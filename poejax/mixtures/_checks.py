@@ -46,11 +46,13 @@ def counted(rows: Any, weights: Any) -> tuple[Any, Any, Any]:
 
     The others are to be as none, and no frame is to be measured by them.
     """
-    if weights is None or not isinstance(rows, np.ndarray) or not _checks.is_concrete(weights):
+    if weights is None or not isinstance(rows, np.ndarray):
         return rows, weights, None
-    host = _meshes.to_host(_border.array("weights", weights))
-    counts = host > 0
-    return (rows, weights, None) if counts.all() else (rows[counts], host[counts], counts)
+    weights = _border.array("weights", weights)
+    counts = _checks.counting(rows, weights)
+    if counts is None:
+        return rows, weights, None
+    return rows[counts], _meshes.to_host(weights)[counts], counts
 
 
 def mean_one(weights: Any, dtype: Any) -> tuple[Any, Any]:
